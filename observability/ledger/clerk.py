@@ -1,0 +1,126 @@
+"""Moves closed calls into the ledger, in batches, behind the calls: no call ever waits for the database."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Final, Protocol
+
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from observability.entry import Entry
+from observability.ledger.table import ledger
+from observability.logging import get_logger
+
+log = get_logger("observability.ledger")
+
+BATCH: Final = 500  # rows in one statement; SQLite takes 32,766 variables, and a row has 24
+INTERVAL_SECONDS: Final = 0.25
+_MAX_BACKOFF_SECONDS: Final = 5.0
+
+
+class Gauges(Protocol):
+    """What the clerk tells of itself."""
+
+    def __call__(self, *, pending: int, lag_seconds: float) -> None:
+        """Called after each round."""
+
+
+class Clerk:
+    """Holds closed calls until they are in the database. A database that is down costs memory, not calls."""
+
+    def __init__(self, engine: AsyncEngine, report: Gauges, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._report = report
+        self._clock = clock
+        self._pending: deque[Entry] = deque()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._down = False
+
+    def enqueue(self, entry: Entry) -> None:
+        """Take an entry. Never blocks."""
+        self._pending.append(entry)
+        if len(self._pending) >= BATCH:
+            self._wake.set()
+
+    @property
+    def pending(self) -> int:
+        """Entries that are not in the ledger yet."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Begin writing, in the running event loop."""
+        self._task = asyncio.create_task(self._run(), name="clerk")
+
+    async def stop(self, timeout_seconds: float) -> None:
+        """Write what is left, for at most so long, and end. What could not be written is logged, line by line."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._pending:
+                    await self.write_batch()
+        except (TimeoutError, SQLAlchemyError, OSError) as error:
+            log.error(  # noqa: TRY400 - the trace of a driver says nothing that its name does not
+                "ledger_flush_failed", pending=len(self._pending), error=type(error).__name__
+            )
+            for entry in self._pending:
+                log.error("ledger_entry_unwritten", **entry.row())  # noqa: TRY400
+
+    async def _run(self) -> None:
+        backoff = INTERVAL_SECONDS
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), backoff)
+            self._wake.clear()
+            try:
+                while self._pending:
+                    await self.write_batch()
+            except (SQLAlchemyError, OSError) as error:
+                if not self._down:
+                    log.warning("ledger_unreachable", pending=len(self._pending), error=type(error).__name__)
+                self._down = True
+                backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            else:
+                if self._down:
+                    log.info("ledger_caught_up")
+                self._down = False
+                backoff = INTERVAL_SECONDS
+            oldest = self._pending[0].ended_at.timestamp() if self._pending else self._clock()
+            self._report(pending=len(self._pending), lag_seconds=max(0.0, self._clock() - oldest))
+
+    async def write_batch(self) -> None:
+        """Write the oldest entries. They leave the queue only when the database has them.
+
+        Raises:
+            SQLAlchemyError, OSError: the database did not take them; they stay queued.
+        """
+        batch = list(islice(self._pending, BATCH))
+        try:
+            await self._insert(batch)
+        except (DataError, IntegrityError):
+            await self._insert_one_by_one(batch)
+        for _ in batch:
+            self._pending.popleft()
+
+    async def _insert_one_by_one(self, batch: Sequence[Entry]) -> None:
+        """A row that the database refuses must not hold up the others for ever: it goes to the log instead."""
+        for entry in batch:
+            try:
+                await self._insert([entry])
+            except (DataError, IntegrityError):
+                log.exception("ledger_entry_refused", **entry.row())
+
+    async def _insert(self, batch: Sequence[Entry]) -> None:
+        insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
+        # Idempotent: a batch whose commit was not confirmed may be written again.
+        statement = insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.call_id])
+        async with self._engine.begin() as connection:
+            await connection.execute(statement, [entry.row() for entry in batch])

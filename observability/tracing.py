@@ -1,0 +1,67 @@
+"""OpenTelemetry tracing: the provider of one worker. Build it after fork, because its exporter runs a thread.
+
+Configured by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...).
+Without an endpoint spans are not recorded, but trace ids still exist, so log lines of one request can be found.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import NoOpTracerProvider, Tracer
+from opentelemetry.trace import TracerProvider as TracerProviderApi
+
+from observability.logging import get_logger
+
+log = get_logger("observability.tracing")
+
+
+def exports(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says where spans go."""
+    if environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
+        return False
+    return bool(environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+class Tracing:
+    """The tracer provider of one worker."""
+
+    def __init__(self, *, enabled: bool, version: str) -> None:
+        """Make the provider.
+
+        Args:
+            enabled: without it nothing is traced and there are no trace ids.
+            version: goes into the resource as `service.version`.
+        """
+        # The FastAPI instrumentation then uses the stable HTTP conventions (http.request.method), not the old names.
+        os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
+        self._sdk: TracerProvider | None = None
+        self.provider: TracerProviderApi = NoOpTracerProvider()
+        if not enabled:
+            return
+        name = os.environ.get("OTEL_SERVICE_NAME", "tollbook")
+        resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: version})
+        if exports(os.environ):
+            self._sdk = TracerProvider(resource=resource, shutdown_on_exit=False)
+            self._sdk.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        else:
+            self._sdk = TracerProvider(resource=resource, sampler=ALWAYS_OFF, shutdown_on_exit=False)
+        self.provider = self._sdk
+
+    def tracer(self, name: str) -> Tracer:
+        """A tracer of this provider."""
+        return self.provider.get_tracer(name)
+
+    async def shutdown(self, timeout_seconds: float) -> None:
+        """Export what is still queued, for at most so long."""
+        if self._sdk is None:
+            return
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._sdk.shutdown), timeout_seconds)
+        except TimeoutError:
+            log.warning("spans_not_flushed", timeout_seconds=timeout_seconds)

@@ -1,0 +1,52 @@
+"""Reading a JSON body by hand, after the caller is known: FastAPI would decode it first, and answer an unknown caller
+with what is wrong with the body.
+"""
+
+import asyncio
+import json
+from typing import Any, Never, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from service.errors import InvalidRequest, RequestTimeout, UnsupportedMediaType
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request) -> tuple[bytes, dict[str, Any]]:
+    """The body as it came, and the object it holds.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, RequestTimeout, BodyTooLarge
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType("Send the body as JSON, with Content-Type: application/json.")
+    try:
+        async with asyncio.timeout(request.state.body_timeout_seconds):
+            raw = await request.body()
+    except TimeoutError:
+        raise RequestTimeout("The body did not arrive in time.", headers={"Connection": "close"}) from None
+    try:
+        found = json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The body is not valid JSON.") from None
+    if not isinstance(found, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return raw, found
+
+
+def _refuse_constant(name: str) -> Never:
+    """NaN and Infinity: Python would take them, JSON (RFC 8259 §6) has no such numbers."""
+    raise ValueError(name)
+
+
+def check(model: type[Model], found: dict[str, Any], error: type[InvalidRequest]) -> Model:
+    """The object as a model, or an error that names the field."""
+    try:
+        return model.model_validate(found)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise error(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from None

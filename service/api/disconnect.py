@@ -1,0 +1,54 @@
+"""Notices that the client has gone while its answer is being made."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Receive
+
+
+class ClientGone(Exception):  # noqa: N818 - an event, not an error
+    """The client closed its connection before it had its answer."""
+
+
+class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
+    """`async with unless_disconnected(receive):` cancels what is inside when the client goes, and raises ClientGone.
+
+    The body must have been read: the next thing that `receive` says can then only be that the client has gone.
+    """
+
+    def __init__(self, receive: Receive, *, grace: Callable[[], float] = lambda: 0.0) -> None:
+        """Watch a connection.
+
+        Args:
+            receive: of the request.
+            grace: asked when the client has gone: how many seconds the work may still go on.
+        """
+        self._receive = receive
+        self._grace = grace
+        self._gone = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - an async with is always inside a task
+        self._task = task
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        await asyncio.sleep(self._grace())
+        self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cancelled_by_us = self._watcher.done()
+        self._watcher.cancel()
+        if self._gone and (kind is None or kind is asyncio.CancelledError):
+            if cancelled_by_us:
+                self._task.uncancel()
+            raise ClientGone from error

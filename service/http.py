@@ -1,0 +1,89 @@
+"""Middleware of the HTTP surface: what a browser may do with an answer, and how large a body may be."""
+
+from http import HTTPStatus
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+# The documentation pages carry one inline script each; everything else is data and needs nothing.
+_DOCUMENT_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'self'"
+)
+_DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+class SecurityHeadersMiddleware:
+    """Adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp, *, hsts_seconds: int) -> None:
+        self.app = app
+        self._headers = dict(_HEADERS)
+        if hsts_seconds:
+            self._headers["Strict-Transport-Security"] = f"max-age={hsts_seconds}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+                document = headers.get("content-type", "").startswith("text/html")
+                headers.setdefault("Content-Security-Policy", _DOCUMENT_POLICY if document else _DATA_POLICY)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class BodyCapMiddleware:
+    """Counts the bytes of a body as they come, whether or not it said how many there would be.
+
+    The refusal is raised where the body is read, inside the route, so that it is answered in the route's own shape.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app = app
+        self._max = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        too_large = declared.isdigit() and int(declared) > self._max
+        received = 0
+
+        async def counting_receive() -> Message:
+            nonlocal received
+            if too_large and received == 0:
+                received = 1
+                raise self._refusal()
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max:
+                raise self._refusal()
+            return message
+
+        async def send_closing(message: Message) -> None:
+            # What is still to come of such a body will not be read: the connection cannot be used again.
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self.app(scope, counting_receive, send_closing)
+
+    def _refusal(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The body is larger than {self._max} bytes.")

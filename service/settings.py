@@ -1,0 +1,247 @@
+"""Every knob, its default and its unit. Read from the environment (prefix TOLLBOOK_) and from `.env`.
+
+The names are flat (TOLLBOOK_LOG_LEVEL, not TOLLBOOK_OBSERVABILITY__LOG_LEVEL); the groups are for the code, which hands
+each room only its own. docs/configuration.md is generated from this file: `make docs`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "TOLLBOOK_"
+
+# Variables that Kubernetes sets for a Service called "tollbook" (service links): not misspelt settings of ours.
+_SERVICE_LINK = re.compile(r"^TOLLBOOK_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)$")
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Group(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
+
+
+class AuthSettings(_Group):
+    """Tokens and passwords."""
+
+    auth_issuer: str = Field("tollbook", min_length=1, description="`iss` of the access tokens.")
+    auth_audience: str = Field("tollbook", min_length=1, description="`aud` of the access tokens.")
+    auth_token_ttl_seconds: int = Field(3600, ge=60, le=86400, description="Life of an access token, in seconds.")
+    auth_leeway_seconds: int = Field(5, ge=0, le=120, description="Clock skew allowed when a token is checked.")
+    auth_key_dir: Path | None = Field(
+        None, description="Directory of the ES256 signing key. Default: `keys` in the state directory."
+    )
+    auth_argon2_time_cost: int = Field(1, ge=1, description="Argon2id passes.")
+    auth_argon2_memory_kib: int = Field(
+        47104, ge=8192, description="Argon2id memory, KiB. Default: OWASP's 46 MiB with one pass."
+    )
+    auth_argon2_parallelism: int = Field(1, ge=1, description="Argon2id lanes.")
+    auth_hash_threads: int = Field(2, ge=1, le=64, description="Threads that hash passwords, in each worker.")
+    auth_hash_max_waiting: int = Field(
+        32, ge=1, description="Logins that may wait for a hashing thread, in each worker; past it the answer is 503."
+    )
+    auth_revocation_interval_seconds: Positive = Field(
+        2.0, le=5, description="How often a worker reads which users are disabled, in seconds."
+    )
+
+
+class ObservabilitySettings(_Group):
+    """Logs, metrics, traces."""
+
+    log_format: Literal["json", "pretty"] = Field("json", description="`json` for machines, `pretty` for a terminal.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
+    metrics_enabled: bool = Field(True, description="Serve Prometheus metrics at `/metrics`.")
+    tracing_enabled: bool = Field(
+        True, description="Make OpenTelemetry spans. They are exported when an OTLP endpoint is set (`OTEL_*`)."
+    )
+    trust_traceparent: bool = Field(True, description="Continue the trace of a client's `traceparent` header.")
+    stream_stall_seconds: Positive = Field(5.0, description="A gap between chunks over this is counted as a stall.")
+    principal_label_limit: int = Field(
+        100, ge=0, le=10000, description="Principals with a metric series of their own; the rest share `other`."
+    )
+    model_label_limit: int = Field(
+        200, ge=1, le=10000, description="Model names with a metric series of their own; the rest share `other`."
+    )
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+class HttpSettings(_Group):
+    """The HTTP surface."""
+
+    allowed_hosts: CommaSeparated = Field(["*"], description="Host names answered to, comma separated; `*.x` allowed.")
+    trusted_proxies: CommaSeparated = Field(
+        [], description="Addresses or networks whose `X-Forwarded-*` headers are believed, comma separated."
+    )
+    cors_origins: CommaSeparated = Field([], description="Origins that browsers may call from. Empty: CORS is closed.")
+    hsts_seconds: int = Field(0, ge=0, description="`Strict-Transport-Security` max-age; 0 sends none.")
+    max_body_bytes: int = Field(10 * 2**20, ge=1024, description="Largest request body, in bytes; past it: 413.")
+    body_timeout_seconds: Positive = Field(30.0, description="Time a client has to send its body, in seconds.")
+    request_timeout_seconds: Positive = Field(
+        900.0, description="Longest life of one model call, stream included, in seconds."
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _no_wildcard(cls, value: list[str]) -> list[str]:
+        if "*" in value:
+            raise ValueError("'*' would let every client forge its address; name the proxies or their networks")
+        return value
+
+    @model_validator(mode="after")
+    def _body_within_request(self) -> Self:
+        if self.body_timeout_seconds > self.request_timeout_seconds:
+            raise ValueError("TOLLBOOK_BODY_TIMEOUT_SECONDS must not be above TOLLBOOK_REQUEST_TIMEOUT_SECONDS")
+        return self
+
+
+class Settings(_Group):
+    """The service. Groups are read from the same flat environment."""
+
+    state_dir: Path = Field(Path("var"), description="All it writes: SQLite file, keys, worker slots.")
+    database_url: str = Field(
+        "",
+        description="`sqlite+aiosqlite:///file` or `postgresql+asyncpg://...`. Default: `tollbook.db` in the state "
+        "directory.",
+    )
+    migrate_on_start: bool = Field(True, description="`serve` and `run` bring the database schema up to date.")
+    catalog: Path | None = Field(None, description="Catalog file: which models, which upstreams, which prices.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(2, ge=1, le=256, description="Worker processes.")
+    worker_max_requests: int = Field(
+        0, ge=0, description="A worker is replaced after this many requests; 0 keeps it for ever."
+    )
+    graceful_timeout_seconds: int = Field(
+        30, ge=1, le=86400, description="At shutdown, how long open requests and streams may go on, in seconds."
+    )
+    keepalive_seconds: int = Field(65, ge=1, description="How long an idle client connection is kept, in seconds.")
+    admin_username: str = Field("admin", description="Name of the first admin, made at start if there is no user.")
+    admin_password: SecretStr | None = Field(None, description="Password of the first admin.")
+    openai_api_key: SecretStr | None = Field(
+        None, validation_alias="OPENAI_API_KEY", description="Key for the upstream when there is no catalog."
+    )
+    openai_base_url: str | None = Field(
+        None, validation_alias="OPENAI_BASE_URL", description="Upstream when there is no catalog. Default: OpenAI."
+    )
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    observability: ObservabilitySettings = Field(default_factory=ObservabilitySettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+
+    @field_validator("database_url")
+    @classmethod
+    def _driver(cls, value: str) -> str:
+        if value == "":
+            return value
+        url = re.sub(r"^postgres(ql)?://", "postgresql+asyncpg://", value)
+        url = re.sub(r"^sqlite://", "sqlite+aiosqlite://", url)
+        if not url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
+            raise ValueError("must start with sqlite+aiosqlite:/// or postgresql+asyncpg://")
+        if url.startswith("sqlite") and (":memory:" in url or url in {"sqlite+aiosqlite://", "sqlite+aiosqlite:///"}):
+            raise ValueError("an in-memory database is not shared by the workers; name a file")
+        return url
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+            raise ValueError(
+                "Kubernetes set this variable for a Service called 'tollbook'; set enableServiceLinks: false on the pod"
+            )
+        return value
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database to use: the one that was set, else the SQLite file in the state directory."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.state_dir.absolute() / 'tollbook.db'}"
+
+    @property
+    def key_dir(self) -> Path:
+        """Where the signing key is."""
+        return self.auth.auth_key_dir or self.state_dir / "keys"
+
+
+GROUPS: dict[str, type[BaseSettings]] = {
+    "auth": AuthSettings,
+    "observability": ObservabilitySettings,
+    "http": HttpSettings,
+}
+
+
+class SettingsError(ValueError):
+    """The environment holds a bad or unsafe setting; the message has a line for each, naming the variable."""
+
+
+def variable_of(group: type[BaseSettings], field: str) -> str:
+    """The environment variable that sets a field."""
+    alias = group.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else (PREFIX + field).upper()
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: with one line for each bad setting.
+    """
+    problems: list[str] = []
+    parts: dict[str, BaseSettings] = {}
+    for name, group in GROUPS.items():
+        try:
+            parts[name] = group()
+        except ValidationError as error:
+            problems += _describe(error)
+            parts[name] = group.model_construct()
+    try:
+        settings = Settings.model_validate(parts)
+    except ValidationError as error:
+        problems += _describe(error)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def _describe(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors(include_url=False, include_input=False):
+        where = str(detail["loc"][0]) if detail["loc"] else ""
+        name = where if where.isupper() else (PREFIX + where).upper()
+        message = detail["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message}" if where else message)
+    return lines
+
+
+def all_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting: the variable that sets it, and its description and default."""
+    groups: list[type[BaseSettings]] = [Settings, *GROUPS.values()]
+    for group in groups:
+        for name, field in group.model_fields.items():
+            if name not in GROUPS:
+                yield variable_of(group, name), field
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """TOLLBOOK_ variables that are no setting, each with the setting it may be a misspelling of."""
+    known = [name for name, _ in all_fields()]
+    strangers = (name for name in environ if name.startswith(PREFIX) and name not in known)
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        for name in sorted(strangers)
+        if not _SERVICE_LINK.match(name)
+    }
