@@ -8,7 +8,17 @@ import asyncio
 import os
 from collections.abc import Mapping
 
+from opentelemetry import propagate
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -28,16 +38,41 @@ def exports(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 
 
+class _OutboundOnly(TextMapPropagator):
+    """Sends the trace on to upstreams, takes none from clients."""
+
+    def __init__(self, inner: TextMapPropagator) -> None:
+        self._inner = inner
+
+    def extract(
+        self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
+    ) -> Context:
+        del carrier, getter
+        return context or Context()
+
+    def inject(
+        self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
+    ) -> None:
+        self._inner.inject(carrier, context, setter)
+
+    @property
+    def fields(self) -> set[str]:
+        return self._inner.fields
+
+
 class Tracing:
     """The tracer provider of one worker."""
 
-    def __init__(self, *, enabled: bool, version: str) -> None:
+    def __init__(self, *, enabled: bool, version: str, trust_clients: bool = True) -> None:
         """Make the provider.
 
         Args:
             enabled: without it nothing is traced and there are no trace ids.
             version: goes into the resource as `service.version`.
+            trust_clients: continue the trace that a client's `traceparent` names; else each request begins its own.
         """
+        if not trust_clients:
+            propagate.set_global_textmap(_OutboundOnly(propagate.get_global_textmap()))
         # The FastAPI instrumentation then uses the stable HTTP conventions (http.request.method), not the old names.
         os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
         self._sdk: TracerProvider | None = None

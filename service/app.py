@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from auth.router import router as auth_router
 from observability import multiprocess
@@ -22,7 +21,7 @@ from observability.tracing import Tracing
 from service import health
 from service.api import chat, generate, metrics_route, models, usage
 from service.errors import UnexpectedErrorMiddleware, add_error_handlers
-from service.http import BodyCapMiddleware, SecurityHeadersMiddleware
+from service.http import OPERATIONAL_PATHS, AllowedHostsMiddleware, BodyCapMiddleware, SecurityHeadersMiddleware
 from service.openapi import add_body_schemas
 from service.settings import Settings
 from service.state import State
@@ -31,7 +30,7 @@ from service.worker_state import worker_state
 _DESCRIPTION = "An LLM service where every call is on the books."
 # FastAPI has telemetry of its own, on by default. The spans are ours: two of each would be wrong, and cost time.
 _NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
-_UNTRACED = "livez,readyz,metrics"
+_UNTRACED = ",".join(path.strip("/") for path in OPERATIONAL_PATHS)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     registry = CollectorRegistry()
     metrics = Metrics(registry, model_limit=watch.model_label_limit, principal_limit=watch.principal_label_limit)
     metrics.record_start(version=release, restarted=multiprocess.is_successor())
-    tracing = Tracing(enabled=watch.tracing_enabled, version=release)
+    tracing = Tracing(enabled=watch.tracing_enabled, version=release, trust_clients=watch.trust_traceparent)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
@@ -87,11 +86,11 @@ def _middleware(settings: Settings, registry: CollectorRegistry) -> list[Middlew
                 PrometheusInstrumentatorMiddleware,
                 registry=registry,
                 should_group_status_codes=False,
-                excluded_handlers=["^/metrics$", "^/livez$", "^/readyz$"],
+                excluded_handlers=[f"^{path}$" for path in OPERATIONAL_PATHS],
             )
         )
     if http.allowed_hosts != ["*"]:
-        found.append(Middleware(TrustedHostMiddleware, allowed_hosts=http.allowed_hosts))
+        found.append(Middleware(AllowedHostsMiddleware, allowed_hosts=http.allowed_hosts))
     if http.cors_origins:
         found.append(
             Middleware(

@@ -1,12 +1,15 @@
 """Middleware of the HTTP surface: what a browser may do with an answer, and how large a body may be."""
 
 from http import HTTPStatus
+from typing import Final
 
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge
 
+OPERATIONAL_PATHS: Final = ("/livez", "/readyz", "/metrics")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -46,6 +49,16 @@ class SecurityHeadersMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+class AllowedHostsMiddleware(TrustedHostMiddleware):
+    """Refuses other host names, but not for probes and scrapes, which come by address."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in OPERATIONAL_PATHS:
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class BodyCapMiddleware:

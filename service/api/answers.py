@@ -66,12 +66,17 @@ class CallResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = self._open(scope)
+        connection = unless_disconnected(receive, grace=self._grace)
         try:
-            async with unless_disconnected(receive, grace=self._grace):
-                await self._answer(call, send)
+            async with connection:
+                await self._answer(call, send, connection)
+            self._close(call, Outcome.OK, HTTPStatus.OK)
         except ClientGone:
             self._close(call, self._outcome_when_gone(), HTTP_CLIENT_CLOSED_REQUEST)
         except UpstreamFailure as failure:
+            if connection.gone:  # the client went first; what the upstream did then is no longer its answer
+                self._close(call, self._outcome_when_gone(), HTTP_CLIENT_CLOSED_REQUEST)
+                return
             self._close(call, failure.outcome, failure.status, failure.error_type)
             if not self._started:
                 raise
@@ -111,7 +116,7 @@ class CallResponse(Response):
     def _outcome_when_gone(self) -> Outcome:
         return Outcome.CLIENT_DISCONNECT
 
-    async def _answer(self, call: Call, send: Send) -> None:
+    async def _answer(self, call: Call, send: Send, connection: unless_disconnected) -> None:
         raise NotImplementedError
 
     async def _break_off(self, send: Send, error: dict[str, Any]) -> None:
@@ -127,7 +132,8 @@ class PlainAnswer(CallResponse):
         super().__init__(request, asked)
         self._shape = shape
 
-    async def _answer(self, call: Call, send: Send) -> None:
+    async def _answer(self, call: Call, send: Send, connection: unless_disconnected) -> None:
+        del connection
         data, answer = await self._llm.relay.complete(call, self._asked.model, self._asked.body)
         body = self._shape(call, data, answer) if self._shape else data
         # Closed before it is sent, so that the headers and the log line of this very answer can have it all.
@@ -148,7 +154,7 @@ class EventStreamAnswer(CallResponse):
         self._stream: Stream | None = None
         self._all_sent = False
 
-    async def _answer(self, call: Call, send: Send) -> None:
+    async def _answer(self, call: Call, send: Send, connection: unless_disconnected) -> None:
         asked = self._asked
         stream = await self._llm.relay.open_stream(call, asked.model, asked.body, hide_usage=asked.hide_usage)
         self._stream = stream
@@ -161,8 +167,8 @@ class EventStreamAnswer(CallResponse):
                     body = self._encode(data)
                     if body:
                         await send({"type": "http.response.body", "body": body, "more_body": True})
-                    self._all_sent = stream.watcher.done
-            call.close(Outcome.OK, http_status=HTTPStatus.OK)
+                    # To a client that has gone nothing is sent, though the server does not say so.
+                    self._all_sent = stream.watcher.done and not connection.gone
             await send({"type": "http.response.body", "body": b""})
         finally:
             await stream.close()

@@ -27,7 +27,7 @@ class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
         """
         self._receive = receive
         self._grace = grace
-        self._gone = False
+        self.gone = False  # whether the client has gone
 
     async def __aenter__(self) -> Self:
         task = asyncio.current_task()
@@ -39,7 +39,7 @@ class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._gone = True
+        self.gone = True
         await asyncio.sleep(self._grace())
         self._task.cancel()
 
@@ -48,7 +48,7 @@ class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
     ) -> None:
         cancelled_by_us = self._watcher.done()
         self._watcher.cancel()
-        if self._gone and (kind is None or kind is asyncio.CancelledError):
+        if self.gone and (kind is None or kind is asyncio.CancelledError):
             if cancelled_by_us:
                 self._task.uncancel()
             raise ClientGone from error

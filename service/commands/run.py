@@ -224,10 +224,7 @@ def _only_one(state_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = (
-                f"Another `tollbook run` uses {state_dir.absolute()}. Set TOLLBOOK_STATE_DIR to another directory."
-            )
-            raise RunError(message) from error
+            raise RunError(f"TOLLBOOK_STATE_DIR: another `tollbook run` uses {state_dir.absolute()}.") from error
         yield
 
 

@@ -3,9 +3,10 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from auth.errors import InvalidRequest
-from auth.form import MAX_PARAMETERS, MAX_VALUE_BYTES, parse_form
+from auth.form import CONTENT_TYPE, MAX_PARAMETERS, MAX_VALUE_BYTES, parse_form, read_form
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 
@@ -57,3 +58,14 @@ def test_the_limits_are_what_they_say():
     assert len(parse_form("&".join(many[1:]).encode())) == MAX_PARAMETERS
     with pytest.raises(InvalidRequest, match="too many"):
         parse_form("&".join(many).encode())
+
+
+async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours():
+    messages = iter([{"type": "http.request", "body": b"a=1", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    headers = [(b"content-type", CONTENT_TYPE.encode())]
+    with pytest.raises(InvalidRequest, match="ended early"):
+        await read_form(Request({"type": "http", "headers": headers}, receive))

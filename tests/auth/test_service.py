@@ -1,7 +1,6 @@
 import pytest
 from jose.backends import ECKey
 
-import auth.service
 from auth.errors import InvalidToken
 from auth.principal import Principal
 from tests.auth.kit import LEEWAY_SECONDS, TTL_SECONDS, USERNAME
@@ -109,7 +108,3 @@ def test_junk_does_not_push_good_tokens_out(auth, token, signatures, monkeypatch
 def test_tokens_are_not_in_the_repr(auth, token):
     auth.authenticate(token)
     assert token not in repr(auth)
-
-
-def test_the_cache_has_a_limit_by_default():
-    assert 0 < auth.service.MAX_CACHED_TOKENS <= 100_000
