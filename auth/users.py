@@ -16,27 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from auth.passwords import Passwords, validate_new_password
 from auth.scopes import format_scope, grantable, parse_scope
+from observability.columns import UtcDateTime
 
 MAX_USERNAME_CHARACTERS = 128
 # They reorder or break a line of text in which a name stands, and so could make it read as something else.
 _LINE_AND_BIDI_CONTROLS = frozenset(
     "\u2028\u2029\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
-
-
-class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """A moment: aware in Python, `timestamptz` in PostgreSQL, UTC without a zone in SQLite, which has none."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 metadata = sa.MetaData()

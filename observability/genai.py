@@ -70,10 +70,12 @@ class Books:
 
     async def wait_until_closed(self, timeout_seconds: float) -> None:
         """At shutdown the server cancels requests but does not wait for them: give each its moment to be closed."""
-        if self._open:
-            await asyncio.wait(
-                [asyncio.create_task(call.closed.wait()) for call in self._open], timeout=timeout_seconds
-            )
+        waiting = [asyncio.create_task(call.closed.wait()) for call in self._open]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def open_call(
         self, request: RequestContext, caller: Caller, target: Target, *, operation: str, stream: bool
@@ -113,6 +115,7 @@ class Call:
         self.deltas = 0  # chunks that carried output, for the partial count of a stream that is cut short
         self.usage: Usage | None = None
         self.response_model = ""
+        self._response_label = ""
         self.finish_reasons: tuple[str, ...] = ()
         self.closed = asyncio.Event()
         self._books = books
@@ -214,8 +217,9 @@ class Call:
         self._books.enqueue(entry)
 
     def _labels(self, error_type: str) -> tuple[str, ...]:
-        response_model = self._books.metrics.model_label(self.response_model) if self.response_model else ""
-        return (self.operation, self.target.provider, self._model, response_model, error_type)
+        if self.response_model and not self._response_label:  # asked once: a label that is full counts each asking
+            self._response_label = self._books.metrics.model_label(self.response_model)
+        return (self.operation, self.target.provider, self._model, self._response_label, error_type)
 
     def _entry(self, outcome: Outcome, http_status: int) -> Entry:
         usage, source = self._settled_usage(outcome)

@@ -7,14 +7,16 @@ format has its control characters escaped, so that no value can forge a line.
 import logging
 import re
 import sys
-from typing import Any, Literal
+import traceback
+from typing import Any, Literal, TextIO
 
 import structlog
 from opentelemetry import trace
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 LogFormat = Literal["json", "pretty"]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# What could begin a line, move a cursor, or not be encoded.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SERVER_LOGGERS = ("gunicorn.error", "gunicorn.access", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
@@ -27,11 +29,18 @@ def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
     return event
 
 
-def _escape_control(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    for key, value in event.items():
-        if isinstance(value, str) and key != "exception":
-            event[key] = _CONTROL.sub(lambda match: repr(match.group())[1:-1], value)
-    return event
+def _escape(text: str) -> str:
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
+
+
+def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {_escape(key): _escape(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _indented(out: TextIO, exc_info: ExcInfo) -> None:
+    """A traceback whose every line shows that it is part of one. No local variables: they hold passwords."""
+    lines = "".join(traceback.format_exception(*exc_info)).rstrip("\n").split("\n")
+    out.write("\n" + "\n".join(f"  | {_escape(line)}" for line in lines))
 
 
 def _name_server_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -72,7 +81,10 @@ def configure_logging(log_format: LogFormat, level: str) -> None:
     if log_format == "json":
         render = [structlog.processors.format_exc_info, _order, structlog.processors.JSONRenderer(default=str)]
     else:
-        render = [_escape_control, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        render = [
+            _escape_values,
+            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=_indented),
+        ]
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

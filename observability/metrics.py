@@ -6,7 +6,6 @@ as `other`, and `tollbook_label_overflow_total` says so.
 """
 
 from collections.abc import Callable, Iterable
-from decimal import Decimal
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -168,7 +167,9 @@ class Metrics:
             self._duration.labels(*labels).observe(entry.duration_ms / 1000)
         self._record_tokens(entry, model, labels)
         if entry.cost_usd is not None:
-            self._record_cost(entry.cost_usd, model, entry.principal)
+            self._cost.labels(model).inc(float(entry.cost_usd))
+        if entry.principal:
+            self._record_principal(entry)
 
     def _record_tokens(self, entry: Entry, model: str, labels: tuple[str, ...]) -> None:
         counts = {
@@ -180,9 +181,6 @@ class Metrics:
         for kind, count in counts.items():
             if count is not None:
                 self._tokens.labels(model, kind, entry.usage_source).inc(count)
-        total = (entry.input_tokens or 0) + (entry.output_tokens or 0)
-        if entry.principal and total:
-            self._principal_tokens.labels(self.principal_label(entry.principal)).inc(total)
         if entry.usage_source != UsageSource.PROVIDER:
             return
         # "Usage is billable tokens": only what the provider said goes into the convention's histogram.
@@ -191,10 +189,11 @@ class Metrics:
             if count is not None:
                 self._token_usage.labels(*labels, kind).observe(count)
 
-    def _record_cost(self, cost: Decimal, model: str, principal: str) -> None:
-        self._cost.labels(model).inc(float(cost))
-        if principal:
-            self._principal_cost.labels(self.principal_label(principal)).inc(float(cost))
+    def _record_principal(self, entry: Entry) -> None:
+        label = self.principal_label(entry.principal)
+        self._principal_tokens.labels(label).inc((entry.input_tokens or 0) + (entry.output_tokens or 0))
+        if entry.cost_usd is not None:
+            self._principal_cost.labels(label).inc(float(entry.cost_usd))
 
     def record_overhead(self, stage: str, seconds: float) -> None:
         """Time that we spent on a request before or beside the upstream."""

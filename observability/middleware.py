@@ -13,6 +13,7 @@ from observability.logging import get_logger
 
 log = get_logger("tollbook.request")
 
+HTTP_INTERNAL_SERVER_ERROR = 500
 HTTP_CLIENT_CLOSED_REQUEST = 499  # nginx's code: the client left before it was answered
 
 # An id of a client is kept when it is sane: short, and of characters that need no escaping anywhere.
@@ -66,6 +67,9 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_headers)
+        except Exception:
+            status = status or HTTP_INTERNAL_SERVER_ERROR  # which is what the server will answer
+            raise
         finally:
             route = scope.get("route")
             log.info(

@@ -6,7 +6,9 @@ Without an endpoint spans are not recorded, but trace ids still exist, so log li
 
 import asyncio
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 
 from opentelemetry import propagate
 from opentelemetry.context import Context
@@ -19,7 +21,7 @@ from opentelemetry.propagators.textmap import (
     default_getter,
     default_setter,
 )
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -42,7 +44,7 @@ class _OutboundOnly(TextMapPropagator):
     """Sends the trace on to upstreams, takes none from clients."""
 
     def __init__(self, inner: TextMapPropagator) -> None:
-        self._inner = inner
+        self.inner = inner
 
     def extract(
         self, carrier: CarrierT, context: Context | None = None, getter: Getter[CarrierT] = default_getter
@@ -53,11 +55,18 @@ class _OutboundOnly(TextMapPropagator):
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter
     ) -> None:
-        self._inner.inject(carrier, context, setter)
+        self.inner.inject(carrier, context, setter)
 
     @property
     def fields(self) -> set[str]:
-        return self._inner.fields
+        return self.inner.fields
+
+
+def _trust_inbound(*, trusted: bool) -> None:
+    """OpenTelemetry has one propagator for the process; set it both ways, so that the last one built has its way."""
+    propagator = propagate.get_global_textmap()
+    inner = propagator.inner if isinstance(propagator, _OutboundOnly) else propagator
+    propagate.set_global_textmap(inner if trusted else _OutboundOnly(inner))
 
 
 class Tracing:
@@ -71,16 +80,16 @@ class Tracing:
             version: goes into the resource as `service.version`.
             trust_clients: continue the trace that a client's `traceparent` names; else each request begins its own.
         """
-        if not trust_clients:
-            propagate.set_global_textmap(_OutboundOnly(propagate.get_global_textmap()))
+        _trust_inbound(trusted=trust_clients)
         # The FastAPI instrumentation then uses the stable HTTP conventions (http.request.method), not the old names.
         os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
         self._sdk: TracerProvider | None = None
         self.provider: TracerProviderApi = NoOpTracerProvider()
         if not enabled:
             return
-        name = os.environ.get("OTEL_SERVICE_NAME", "tollbook")
-        resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: version})
+        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes over what we say.
+        ours = Resource.create().merge(Resource({SERVICE_NAME: "tollbook", SERVICE_VERSION: version}))
+        resource = ours.merge(OTELResourceDetector().detect())
         if exports(os.environ):
             self._sdk = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._sdk.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -96,7 +105,16 @@ class Tracing:
         """Export what is still queued, for at most so long."""
         if self._sdk is None:
             return
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def export(sdk: TracerProvider) -> None:
+            sdk.shutdown()
+            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                loop.call_soon_threadsafe(done.set)
+
+        # Not a thread of the pool, which the end of the process would wait for however long the exporter hangs.
+        threading.Thread(target=export, args=(self._sdk,), daemon=True, name="flush-spans").start()
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._sdk.shutdown), timeout_seconds)
+            await asyncio.wait_for(done.wait(), timeout_seconds)
         except TimeoutError:
             log.warning("spans_not_flushed", timeout_seconds=timeout_seconds)

@@ -21,7 +21,7 @@ from observability.tracing import Tracing
 from service import health
 from service.api import chat, generate, metrics_route, models, usage
 from service.errors import UnexpectedErrorMiddleware, add_error_handlers
-from service.http import OPERATIONAL_PATHS, AllowedHostsMiddleware, BodyCapMiddleware, SecurityHeadersMiddleware
+from service.http import OPERATIONAL_PATHS, AllowedHostsMiddleware, BodyLimitsMiddleware, SecurityHeadersMiddleware
 from service.openapi import add_body_schemas
 from service.settings import Settings
 from service.state import State
@@ -101,4 +101,5 @@ def _middleware(settings: Settings, registry: CollectorRegistry) -> list[Middlew
                 expose_headers=["X-Request-ID", "X-Process-Time", "Server-Timing", "X-Tollbook-Call-Id"],
             )
         )
-    return [*found, Middleware(UnexpectedErrorMiddleware), Middleware(BodyCapMiddleware, max_bytes=http.max_body_bytes)]
+    body = Middleware(BodyLimitsMiddleware, max_bytes=http.max_body_bytes, timeout_seconds=http.body_timeout_seconds)
+    return [*found, Middleware(UnexpectedErrorMiddleware), body]

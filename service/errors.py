@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from auth.errors import BearerError, OAuthError, bearer_error_response, oauth_error_response
+from auth.errors import NO_STORE, BearerError, OAuthError, bearer_error_response, oauth_error_response
 from observability.logging import get_logger
 from service.llm.failures import UpstreamFailure
 
@@ -100,6 +100,12 @@ def _speaks_oauth(request: Request) -> bool:
     return path == "/token" or path.startswith("/users/")
 
 
+def _oauth_shape(status: int, description: str, headers: Mapping[str, str] | None) -> JSONResponse:
+    """What is no error of auth's own, in the shape of its routes."""
+    body = {"error": "invalid_request", "error_description": description}
+    return JSONResponse(body, status_code=status, headers={**NO_STORE, **(headers or {})})
+
+
 def _bearer(request: Request, error: BearerError) -> JSONResponse:
     if _speaks_oauth(request):
         return bearer_error_response(error)
@@ -110,7 +116,9 @@ def _oauth(_request: Request, error: OAuthError) -> JSONResponse:
     return oauth_error_response(error)
 
 
-def _service(_request: Request, error: ServiceError) -> JSONResponse:
+def _service(request: Request, error: ServiceError) -> JSONResponse:
+    if _speaks_oauth(request):
+        return _oauth_shape(error.status, str(error), error.headers)
     return envelope(error.status, str(error), code=error.code, param=error.param, headers=error.headers)
 
 
@@ -120,8 +128,7 @@ def _upstream(_request: Request, error: UpstreamFailure) -> JSONResponse:
 
 def _http(request: Request, error: HTTPException) -> JSONResponse:
     if _speaks_oauth(request):
-        body = {"error": "invalid_request", "error_description": str(error.detail)}
-        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+        return _oauth_shape(error.status_code, str(error.detail), error.headers)
     return envelope(error.status_code, str(error.detail), headers=error.headers)
 
 

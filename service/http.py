@@ -1,5 +1,6 @@
 """Middleware of the HTTP surface: what a browser may do with an answer, and how large a body may be."""
 
+import asyncio
 from http import HTTPStatus
 from typing import Final
 
@@ -7,8 +8,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge
+from service.errors import BodyTooLarge, RequestTimeout
 
+_UNREAD: Final = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}
 OPERATIONAL_PATHS: Final = ("/livez", "/readyz", "/metrics")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -61,15 +63,16 @@ class AllowedHostsMiddleware(TrustedHostMiddleware):
             await super().__call__(scope, receive, send)
 
 
-class BodyCapMiddleware:
-    """Counts the bytes of a body as they come, whether or not it said how many there would be.
+class BodyLimitsMiddleware:
+    """Counts the bytes of a body as they come, whether or not it said how many there would be, and the time it takes.
 
-    The refusal is raised where the body is read, inside the route, so that it is answered in the route's own shape.
+    A refusal is raised where the body is read, inside the route, so that it is answered in the route's own shape.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_seconds: float) -> None:
         self.app = app
         self._max = max_bytes
+        self._timeout = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,26 +80,34 @@ class BodyCapMiddleware:
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         too_large = declared.isdigit() and int(declared) > self._max
+        ends_at = asyncio.get_running_loop().time() + self._timeout
         received = 0
+        complete = False
 
-        async def counting_receive() -> Message:
-            nonlocal received
-            if too_large and received == 0:
-                received = 1
-                raise self._refusal()
-            message = await receive()
+        async def limited_receive() -> Message:
+            nonlocal received, complete
+            if complete:  # what is still to come is the client's leaving, which may take as long as the answer
+                return await receive()
+            if too_large:
+                raise self._too_large()
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTimeout("The body did not arrive in time.") from None
             received += len(message.get("body", b""))
             if received > self._max:
-                raise self._refusal()
+                raise self._too_large()
+            complete = not message.get("more_body", False)
             return message
 
         async def send_closing(message: Message) -> None:
             # What is still to come of such a body will not be read: the connection cannot be used again.
-            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            if message["type"] == "http.response.start" and message["status"] in _UNREAD:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self.app(scope, counting_receive, send_closing)
+        await self.app(scope, limited_receive, send_closing)
 
-    def _refusal(self) -> BodyTooLarge:
+    def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The body is larger than {self._max} bytes.")

@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PREFIX = "TOLLBOOK_"
 
 # Variables that Kubernetes sets for a Service called "tollbook" (service links): not misspelt settings of ours.
+# Options of `chat` and `users` that may come from the environment.
+_COMMAND_VARIABLES = {PREFIX + name for name in ("URL", "USERNAME", "PASSWORD", "NEW_PASSWORD")}
 _SERVICE_LINK = re.compile(r"^TOLLBOOK_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)$")
 
 
@@ -243,5 +245,5 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     return {
         name: next(iter(difflib.get_close_matches(name, known, n=1)), None)
         for name in sorted(strangers)
-        if not _SERVICE_LINK.match(name)
+        if name not in _COMMAND_VARIABLES and not _SERVICE_LINK.match(name)
     }

@@ -27,4 +27,3 @@ class State(TypedDict):
     llm: Llm
     ledger: LedgerReader
     health: Health
-    body_timeout_seconds: float

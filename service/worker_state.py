@@ -1,6 +1,7 @@
 """Opens what one worker needs, in order, and closes it in the reverse order."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -34,6 +35,7 @@ log = get_logger("service.worker")
 DRAIN_FILE: Final = "draining"
 _FLUSH_SECONDS: Final = 5.0  # at the end, for the ledger and for the spans each
 _LAG_INTERVAL_SECONDS: Final = 0.5
+_GC_THRESHOLD: Final = 10_000  # allocations between two looks at the youngest; Python's own is 700
 
 
 def _make_auth(settings: Settings, engine: AsyncEngine, metrics: Metrics) -> AuthService:
@@ -96,15 +98,22 @@ async def worker_state(settings: Settings, metrics: Metrics, tracing: Tracing) -
         for background in (keep_trying(settings, engine), _watch_loop(metrics)):
             task = asyncio.create_task(background)
             stack.push_async_callback(_cancel, task)
+        _freeze_garbage()
         log.info("worker_started")
         yield State(
             auth=auth,
             llm=Llm(catalog=load_catalog(settings), relay=relay, books=books),
             ledger=LedgerReader(engine),
             health=health,
-            body_timeout_seconds=settings.http.body_timeout_seconds,
         )
         log.info("worker_stopping", open_calls=books.open_calls)
+
+
+def _freeze_garbage() -> None:
+    """What was imported and built by now lives as long as the worker: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

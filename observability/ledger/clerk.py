@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Final, Protocol
 
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from observability.entry import Entry
@@ -67,7 +67,7 @@ class Clerk:
             async with asyncio.timeout(timeout_seconds):
                 while self._pending:
                     await self.write_batch()
-        except (TimeoutError, SQLAlchemyError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - what cannot be written is at least said
             log.error(  # noqa: TRY400 - the trace of a driver says nothing that its name does not
                 "ledger_flush_failed", pending=len(self._pending), error=type(error).__name__
             )
@@ -77,13 +77,16 @@ class Clerk:
     async def _run(self) -> None:
         backoff = INTERVAL_SECONDS
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), backoff)
+            if self._down:  # a full batch is no reason to ask again sooner
+                await asyncio.sleep(backoff)
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), INTERVAL_SECONDS)
             self._wake.clear()
             try:
                 while self._pending:
                     await self.write_batch()
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the entries stay and are tried again
                 if not self._down:
                     log.warning("ledger_unreachable", pending=len(self._pending), error=type(error).__name__)
                 self._down = True
@@ -100,12 +103,14 @@ class Clerk:
         """Write the oldest entries. They leave the queue only when the database has them.
 
         Raises:
-            SQLAlchemyError, OSError: the database did not take them; they stay queued.
+            Exception: of the driver; the database did not take them, and they stay queued.
         """
         batch = list(islice(self._pending, BATCH))
         try:
             await self._insert(batch)
-        except (DataError, IntegrityError):
+        except Exception as error:
+            if not _row_is_at_fault(error):
+                raise
             await self._insert_one_by_one(batch)
         for _ in batch:
             self._pending.popleft()
@@ -115,7 +120,9 @@ class Clerk:
         for entry in batch:
             try:
                 await self._insert([entry])
-            except (DataError, IntegrityError):
+            except Exception as error:
+                if not _row_is_at_fault(error):
+                    raise
                 log.exception("ledger_entry_refused", **entry.row())
 
     async def _insert(self, batch: Sequence[Entry]) -> None:
@@ -124,3 +131,17 @@ class Clerk:
         statement = insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.call_id])
         async with self._engine.begin() as connection:
             await connection.execute(statement, [entry.row() for entry in batch])
+
+
+def _row_is_at_fault(error: Exception) -> bool:
+    """Whether the database, or its driver, refuses the values themselves: trying again would never help.
+
+    Not "everything but a lost connection": a full disk is an outage, and the rows are good.
+    """
+    if isinstance(error, DataError | IntegrityError | ValueError | TypeError | OverflowError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    # SQLSTATE classes 22 (data exception) and 23 (integrity), which asyncpg's errors carry.
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return state[:2] in {"22", "23"} or isinstance(getattr(error.orig, "__cause__", None), ValueError)

@@ -11,7 +11,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from observability.ledger.table import Money, ledger
+from observability.columns import Money
+from observability.ledger.table import ledger
 
 
 class _UtcDay(FunctionElement[str]):

@@ -2,14 +2,13 @@
 with what is wrong with the body.
 """
 
-import asyncio
 import json
 from typing import Any, Never, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from service.errors import InvalidRequest, RequestTimeout, UnsupportedMediaType
+from service.errors import InvalidRequest, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -18,16 +17,14 @@ async def read_json(request: Request) -> tuple[bytes, dict[str, Any]]:
     """The body as it came, and the object it holds.
 
     Raises:
-        UnsupportedMediaType, InvalidRequest, RequestTimeout, BodyTooLarge
+        UnsupportedMediaType, InvalidRequest: what is wrong with it.
+        RequestTimeout, BodyTooLarge: of `BodyLimitsMiddleware`.
+        ClientDisconnect: the client went in the middle of it.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType("Send the body as JSON, with Content-Type: application/json.")
-    try:
-        async with asyncio.timeout(request.state.body_timeout_seconds):
-            raw = await request.body()
-    except TimeoutError:
-        raise RequestTimeout("The body did not arrive in time.", headers={"Connection": "close"}) from None
+    raw = await request.body()
     try:
         found = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

@@ -18,7 +18,9 @@ SLOTS = 4
 CONTEXT_TOKENS = 4096
 """Prompt and answer together, in each slot. The model was trained on 8192, which would double the cache of 380 MB."""
 
-_MAX_THREADS = 4  # a model of this size gains nothing from more, and the service needs cores too
+# A model of this size gains nothing from more. Nor does it take every core: its threads wait for each other by
+# spinning, so beside a busy service two of them on two cores are far slower than one.
+_MAX_THREADS = 4
 _ERRORS_ONLY = 1  # llama.cpp's verbosity
 _STOP_SECONDS = 5
 _STDIN = 0
@@ -59,7 +61,7 @@ def _start(host: str, port: int) -> Any:
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * CONTEXT_TOKENS
     params.cont_batching = True
-    params.cpuparams.n_threads = min(_MAX_THREADS, _usable_cores())
+    params.cpuparams.n_threads = min(_MAX_THREADS, max(1, _usable_cores() // 2))
     params.verbosity = _ERRORS_ONLY
     # Its defaults keep up to 8 GiB of old prompts, show the current ones to whoever asks and let every web page in.
     params.cache_ram_mib = 0

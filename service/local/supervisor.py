@@ -57,7 +57,7 @@ class Supervisor:
         output: Path | None = None,
         restart: bool = False,
         back_off: BackOff | None = None,
-        start_seconds: float = 60.0,
+        start_seconds: float = 120.0,
         grace_seconds: float = 10.0,
     ) -> None:
         self.name = name

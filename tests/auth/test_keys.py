@@ -1,3 +1,4 @@
+import os
 import stat
 import subprocess
 import sys
@@ -136,6 +137,22 @@ def test_a_key_open_to_others_is_refused(key_file, mode):
     key_file.chmod(mode)
     with pytest.raises(KeyFileError, match="chmod 600"):
         load_or_create(key_file.parent)
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "accepted"), [(0, 0o440, True), (0, 0o460, False), (0, 0o444, False), (1000, 0o440, False)]
+)
+def test_a_group_may_read_only_what_belongs_to_root_and_is_mounted_for_us(key_file, monkeypatch, owner, mode, accepted):
+    monkeypatch.setattr("auth.keys.os.geteuid", lambda: 1000)
+    key_file.chmod(mode)
+    status = list(key_file.stat())
+    status[stat.ST_UID] = owner
+    monkeypatch.setattr("auth.keys.os.fstat", lambda _: os.stat_result(status))
+    if accepted:
+        assert load_or_create(key_file.parent)
+    else:
+        with pytest.raises(KeyFileError, match="chmod 600"):
+            load_or_create(key_file.parent)
 
 
 def test_a_read_only_key_will_do(key_file):
