@@ -19,6 +19,7 @@ _ERROR: Final = re.compile(rb'"error"\s*:\s*[{"]')
 _FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*"([^"\\]{1,50})"')
 # Inside a JSON string a quote is escaped, so text of an answer cannot look like one of these keys.
 _OUTPUT: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|refusal|arguments|text)"\s*:\s*"(?!")')
+_LONGEST_UNFINISHED_END: Final = 3  # of the four bytes of CR LF CR LF
 _MAX_EVENT_BYTES: Final = 16 * 2**20
 
 
@@ -34,7 +35,9 @@ class EventWatcher:
         """
         self._call = call
         self._hide_usage = hide_usage
-        self._rest = b""
+        self._rest = bytearray()  # of an event that is not whole yet
+        self._cut_after_cr = False
+        self._last_passed = True
         self.finished = False  # a finish reason came: no more output will
         self.done = False  # [DONE] came
         self.failed = False  # the upstream said in the stream that it failed
@@ -45,18 +48,30 @@ class EventWatcher:
         Raises:
             UpstreamUnusable: an event without an end.
         """
-        buffer = self._rest + data if self._rest else data
         passed: list[bytes] = []
+        if self._cut_after_cr and data.startswith(b"\n"):  # the other half of a line's end, of an event that is through
+            passed += [b"\n"] if self._last_passed else []
+            data = data[1:]
+        self._cut_after_cr = False
+        buffer: bytes | bytearray = data
+        scan_from = 0
+        if self._rest:
+            scan_from = max(0, len(self._rest) - _LONGEST_UNFINISHED_END)  # each byte is looked at once
+            self._rest += data
+            buffer = self._rest
+        ends = [match.end() for match in _END_OF_EVENT.finditer(buffer, scan_from)]
         start = chunks = deltas = 0
-        for match in _END_OF_EVENT.finditer(buffer):
-            event = buffer[start : match.end()]
-            start = match.end()
-            keep, is_chunk, is_delta = self._read(event)
+        for end in ends:
+            event = bytes(buffer[start:end])
+            start = end
+            self._last_passed, is_chunk, is_delta = self._read(event)
             chunks += is_chunk
             deltas += is_delta
-            if keep:
+            if self._last_passed:
                 passed.append(event)
-        self._rest = buffer[start:]
+        if start or buffer is data:
+            self._cut_after_cr = bool(ends) and start == len(buffer) and buffer.endswith(b"\r")
+            self._rest = bytearray(buffer[start:])
         if len(self._rest) > _MAX_EVENT_BYTES:
             raise UpstreamUnusable("The upstream sent an event without an end.")
         if chunks:
@@ -65,8 +80,11 @@ class EventWatcher:
 
     def end(self) -> bytes:
         """The stream is over: what was left without a blank line after it."""
-        rest = self._rest
-        return self.feed(b"\n\n")[: len(rest)] if rest.strip() else b""
+        rest = bytes(self._rest)
+        if rest.strip():
+            return self.feed(b"\n\n")[: len(rest)]
+        self._rest.clear()
+        return rest
 
     def _read(self, event: bytes) -> tuple[bool, bool, bool]:
         """Whether to pass an event on, whether it is a chunk, and whether it carries output."""
@@ -111,8 +129,10 @@ def text_of(events: bytes) -> str:
     pieces = []
     for event in _END_OF_EVENT.split(events):
         if _OUTPUT.search(event):
-            for choice in _parse(event).get("choices") or ():
-                content = choice.get("delta", {}).get("content")
+            choices = _parse(event).get("choices")
+            for choice in choices if isinstance(choices, list) else ():
+                delta = choice.get("delta") if isinstance(choice, dict) else None
+                content = delta.get("content") if isinstance(delta, dict) else None
                 pieces.append(content if isinstance(content, str) else "")
     return "".join(pieces)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from observability.entry import Usage
 
-_LARGEST = 2**63 - 1  # what the ledger's columns hold
+# A hundred million tokens: far over any context there is, and at the highest price still a cost that the ledger holds.
+_LARGEST = 10**8
 
 
 def read_usage(found: object) -> Usage | None:
@@ -35,7 +36,8 @@ def read_finish_reasons(found: Mapping[str, Any]) -> tuple[str, ...]:
     choices = found.get("choices")
     if not isinstance(choices, list):
         return ()
-    return tuple(read_text(choice, "finish_reason", 50) for choice in choices if isinstance(choice, dict))
+    found_reasons = (read_text(choice, "finish_reason", 50) for choice in choices if isinstance(choice, dict))
+    return tuple(reason for reason in found_reasons if reason)
 
 
 def _detail(found: Mapping[str, Any], group: str, key: str) -> int | None:
