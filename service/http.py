@@ -1,6 +1,7 @@
 """Middleware of the HTTP surface: what a browser may do with an answer, and how large a body may be."""
 
 import asyncio
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -10,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, RequestTimeout
 
+_LINGER_BYTES: Final = 64 * 2**20
+_LINGER_SECONDS: Final = 5.0
 _UNREAD: Final = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}
 OPERATIONAL_PATHS: Final = ("/livez", "/readyz", "/metrics")
 _HEADERS = {
@@ -101,13 +104,34 @@ class BodyLimitsMiddleware:
             complete = not message.get("more_body", False)
             return message
 
-        async def send_closing(message: Message) -> None:
-            # What is still to come of such a body will not be read: the connection cannot be used again.
+        refused = False
+
+        async def send_lingering(message: Message) -> None:
+            nonlocal refused
             if message["type"] == "http.response.start" and message["status"] in _UNREAD:
                 MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
+                refused = message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            if not refused or message["type"] != "http.response.body" or message.get("more_body", False):
+                await send(message)
+                return
+            # A connection that is closed on a client which is still sending is reset, and the answer lost with it.
+            await send({**message, "more_body": True})
+            await _discard(receive)
+            await send({"type": "http.response.body", "body": b""})
 
-        await self.app(scope, limited_receive, send_closing)
+        await self.app(scope, limited_receive, send_lingering)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The body is larger than {self._max} bytes.")
+
+
+async def _discard(receive: Receive) -> None:
+    """Take in the rest of a body, within limits, and keep none of it."""
+    left = _LINGER_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while left > 0:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
