@@ -7,18 +7,21 @@ each room only its own. docs/configuration.md is generated from this file: `make
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 PREFIX = "TOLLBOOK_"
 
-# Variables that Kubernetes sets for a Service called "tollbook" (service links): not misspelt settings of ours.
 # Options of `chat` and `users` that may come from the environment.
 _COMMAND_VARIABLES = {PREFIX + name for name in ("URL", "USERNAME", "PASSWORD", "NEW_PASSWORD")}
+# Variables that Kubernetes sets for a Service called "tollbook" (service links): not misspelt settings of ours.
 _SERVICE_LINK = re.compile(r"^TOLLBOOK_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)$")
 
 
@@ -101,9 +104,10 @@ class HttpSettings(_Group):
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _no_wildcard(cls, value: list[str]) -> list[str]:
-        if "*" in value:
-            raise ValueError("'*' would let every client forge its address; name the proxies or their networks")
+    def _not_everybody(cls, value: list[str]) -> list[str]:
+        for proxy in value:
+            if proxy == "*" or ip_network(proxy, strict=False).prefixlen == 0:
+                raise ValueError(f"{proxy!r} would let every client forge its address; name the proxies' networks")
         return value
 
     @model_validator(mode="after")
@@ -142,9 +146,10 @@ class Settings(_Group):
     openai_base_url: str | None = Field(
         None, validation_alias="OPENAI_BASE_URL", description="Upstream when there is no catalog. Default: OpenAI."
     )
-    auth: AuthSettings = Field(default_factory=AuthSettings)
-    observability: ObservabilitySettings = Field(default_factory=ObservabilitySettings)
-    http: HttpSettings = Field(default_factory=HttpSettings)
+    # NoDecode: a stray TOLLBOOK_AUTH is not read as JSON for the whole group; `load_settings` puts the groups in.
+    auth: Annotated[AuthSettings, NoDecode] = Field(default_factory=AuthSettings)
+    observability: Annotated[ObservabilitySettings, NoDecode] = Field(default_factory=ObservabilitySettings)
+    http: Annotated[HttpSettings, NoDecode] = Field(default_factory=HttpSettings)
 
     @field_validator("database_url")
     @classmethod
@@ -155,7 +160,12 @@ class Settings(_Group):
         url = re.sub(r"^sqlite://", "sqlite+aiosqlite://", url)
         if not url.startswith(("postgresql+asyncpg://", "sqlite+aiosqlite://")):
             raise ValueError("must start with sqlite+aiosqlite:/// or postgresql+asyncpg://")
-        if url.startswith("sqlite") and (":memory:" in url or url in {"sqlite+aiosqlite://", "sqlite+aiosqlite:///"}):
+        try:
+            parts = make_url(url)
+        except (ArgumentError, ValueError):
+            raise ValueError("is not a database URL") from None
+        in_memory = not parts.database or ":memory:" in parts.database or parts.query.get("mode") == "memory"
+        if parts.get_backend_name() == "sqlite" and in_memory:
             raise ValueError("an in-memory database is not shared by the workers; name a file")
         return url
 
@@ -241,9 +251,10 @@ def all_fields() -> Iterator[tuple[str, FieldInfo]]:
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """TOLLBOOK_ variables that are no setting, each with the setting it may be a misspelling of."""
     known = [name for name, _ in all_fields()]
-    strangers = (name for name in environ if name.startswith(PREFIX) and name not in known)
+    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
     return {
-        name: next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        for name in sorted(strangers)
+        # Above 0.6, the usual: the common prefix alone makes two short names that similar.
+        name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.7)), None)
+        for name in strangers
         if name not in _COMMAND_VARIABLES and not _SERVICE_LINK.match(name)
     }
