@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Final
 
 from opentelemetry import propagate
 from opentelemetry.context import Context
@@ -31,6 +32,8 @@ from opentelemetry.trace import TracerProvider as TracerProviderApi
 from observability.logging import get_logger
 
 log = get_logger("observability.tracing")
+
+_PROTOCOL: Final = "http/protobuf"
 
 
 def exports(environ: Mapping[str, str]) -> bool:
@@ -91,6 +94,11 @@ class Tracing:
         ours = Resource.create().merge(Resource({SERVICE_NAME: "tollbook", SERVICE_VERSION: version}))
         resource = ours.merge(OTELResourceDetector().detect())
         if exports(os.environ):
+            protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
+                "OTEL_EXPORTER_OTLP_PROTOCOL", _PROTOCOL
+            )
+            if protocol != _PROTOCOL:
+                log.warning("otlp_protocol_unsupported", asked=protocol, used=_PROTOCOL)
             self._sdk = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._sdk.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         else:

@@ -10,7 +10,6 @@ import typer
 from dotenv import load_dotenv
 from rich.console import Console
 
-from service.commands import chat as chat_command
 from service.commands import doctor as doctor_command
 from service.commands import serve as serve_command
 from service.commands import users as users_commands
@@ -78,6 +77,9 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 300,
 ) -> None:
     """Log in, ask a model, show the answer as it comes, then what it took."""
+    # The openai package takes a second to import, and of all commands only this one needs it.
+    from service.commands import chat as chat_command  # noqa: PLC0415
+
     question = prompt if prompt is not None else sys.stdin.read()
     secret = password or typer.prompt("Password", hide_input=True, err=True)
     wanted = chat_command.Question(question, model, max_tokens)

@@ -184,6 +184,11 @@ class Settings(_Group):
         return self.database_url or f"sqlite+aiosqlite:///{self.state_dir.absolute() / 'tollbook.db'}"
 
     @property
+    def drain_file(self) -> Path:
+        """While it exists, /readyz says that no traffic is wanted."""
+        return self.state_dir / "draining"
+
+    @property
     def key_dir(self) -> Path:
         """Where the signing key is."""
         return self.auth.auth_key_dir or self.state_dir / "keys"

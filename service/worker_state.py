@@ -32,7 +32,6 @@ from service.state import Llm, State
 
 log = get_logger("service.worker")
 
-DRAIN_FILE: Final = "draining"
 _FLUSH_SECONDS: Final = 5.0  # at the end, for the ledger and for the spans each
 _LAG_INTERVAL_SECONDS: Final = 0.5
 _GC_THRESHOLD: Final = 10_000  # allocations between two looks at the youngest; Python's own is 700
@@ -91,7 +90,7 @@ async def worker_state(settings: Settings, metrics: Metrics, tracing: Tracing) -
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
 
-        health = Health(check_database, settings.state_dir / DRAIN_FILE)
+        health = Health(check_database, settings.drain_file)
         health.start()
         stack.push_async_callback(health.stop)
 

@@ -15,7 +15,6 @@ from observability.logging import configure_logging, get_logger
 from service.bootstrap import DATABASE_ERRORS, ensure_ready, load_catalog, prepare_state_dir
 from service.llm.catalog import CatalogError
 from service.settings import Settings, SettingsError
-from service.worker_state import DRAIN_FILE
 
 log = get_logger("service.serve")
 
@@ -64,5 +63,5 @@ def serve(settings: Settings) -> Never:
     prepare(settings, must_reach_database=False)
     _lock_state_dir(settings)
     with suppress(FileNotFoundError):
-        (settings.state_dir / DRAIN_FILE).unlink()
+        settings.drain_file.unlink()
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:service.gunicorn_conf"])  # noqa: S606

@@ -7,7 +7,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.worker_state import DRAIN_FILE
 from tests.support.books import Books
 from tests.support.calls import chat, open_call, read_until
 from tests.support.scripts import BRIEF_CHUNKS, SLOW_CHUNKS
@@ -96,7 +95,7 @@ def test_draining_wants_no_traffic_but_serves_what_comes(service, marker):
         return {httpx2.get(service.base_url + path).status_code for _ in range(10)}
 
     assert (said("/livez"), said("/readyz")) == ({200}, {200})
-    drain = service.state_dir / DRAIN_FILE
+    drain = service.state_dir / "draining"
     drain.touch()
     try:
         assert (said("/livez"), said("/readyz")) == ({200}, {503})
