@@ -1,5 +1,7 @@
 """The database: its engine, and one Alembic tree (service/migrations) for the tables of all rooms."""
 
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,13 @@ def make_engine(url: str) -> AsyncEngine:
 
 def _set_pragmas(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
-    # WAL: readers and the one writer do not wait for each other. NORMAL loses nothing at a crash of the process.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+    # NORMAL loses nothing at a crash of the process.
+    for pragma in ("busy_timeout=10000", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    # WAL: readers and the one writer do not wait for each other. Kept in the file, and refused without waiting while
+    # another connection is setting it.
+    with suppress(sqlite3.OperationalError):
+        cursor.execute("PRAGMA journal_mode=WAL")
     cursor.close()
 
 

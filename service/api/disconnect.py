@@ -33,6 +33,7 @@ class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - an async with is always inside a task
         self._task = task
+        self._cancelling = task.cancelling()
         self._watcher = asyncio.create_task(self._watch())
         return self
 
@@ -46,9 +47,9 @@ class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        cancelled_by_us = self._watcher.done()
+        cancelled_by_us = self._watcher.done() and self.gone
         self._watcher.cancel()
-        if self.gone and (kind is None or kind is asyncio.CancelledError):
-            if cancelled_by_us:
-                self._task.uncancel()
+        if cancelled_by_us and self._task.uncancel() > self._cancelling:
+            return  # somebody else cancels the task as well: that goes first
+        if self.gone and (kind is None or (kind is asyncio.CancelledError and cancelled_by_us)):
             raise ClientGone from error
