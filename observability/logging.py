@@ -17,6 +17,7 @@ from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 LogFormat = Literal["json", "pretty"]
 # What could begin a line, move a cursor, or not be encoded.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_OUR_LOGGERS = ("service", "auth", "observability", "tollbook")
 _SERVER_LOGGERS = ("gunicorn.error", "gunicorn.access", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
@@ -98,16 +99,17 @@ def configure_logging(log_format: LogFormat, level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    # Of libraries only warnings: at lower levels some write the values they handle, password hashes and prompts too.
+    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    for name in _OUR_LOGGERS:
+        logging.getLogger(name).setLevel(level.upper())
     for name in _SERVER_LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
-        logger.setLevel(logging.NOTSET)
-    # The canonical line stands for the access log; the SDK's own lines would repeat what an attempt span says.
+        logger.setLevel(level.upper())
+    # The canonical line stands for the access log.
     logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)
-    for name in ("openai", "httpx2", "httpcore2", "alembic"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)
 
 

@@ -30,7 +30,7 @@ from service.worker_state import worker_state
 _DESCRIPTION = "An LLM service where every call is on the books."
 # FastAPI has telemetry of its own, on by default. The spans are ours: two of each would be wrong, and cost time.
 _NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
-_UNTRACED = ",".join(path.strip("/") for path in OPERATIONAL_PATHS)
+_UNTRACED = rf"^[a-z]+://[^/]*({'|'.join(OPERATIONAL_PATHS)})(\?|$)"  # of a whole URL
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -14,14 +14,14 @@ from auth.passwords import Passwords
 from auth.scopes import Scope
 from auth.users import UsernameTaken, Users, UsersUnavailable
 from observability.logging import get_logger
-from service.database import is_current, make_engine, migrate
+from service.database import SchemaUnknown, is_current, make_engine, migrate
 from service.llm.catalog import Catalog
 from service.settings import Settings, SettingsError
 
 log = get_logger("service.bootstrap")
 
 _RETRY_SECONDS: Final = 2.0
-DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, UsersUnavailable)
+DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, UsersUnavailable, SchemaUnknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +125,21 @@ async def keep_trying(settings: Settings, engine: AsyncEngine) -> None:
     """Where the database was down at start: prepare it as soon as it is there. A worker serves meanwhile."""
     while True:
         try:
-            if await is_current(engine):
+            current = await is_current(engine)
+            if current and await Users(engine).count() > 0:
                 return
-            await ensure_ready(settings, generate_admin=False)
-            log.info("database_prepared")
+            if current or settings.migrate_on_start:
+                await ensure_ready(settings, generate_admin=False)
+                if settings.migrate_on_start:
+                    log.info("database_prepared")
+                return
+            log.warning("database_not_ready", error="schema not up to date")
+        except SchemaUnknown as error:
+            log.error("schema_unknown", error=str(error))  # noqa: TRY400 - the message says it all
+            return
         except DATABASE_ERRORS as error:
             log.warning("database_not_ready", error=type(error).__name__)
         except ValueError as error:
-            log.error("first_admin_refused", error=str(error))  # noqa: TRY400 - the message says it all
+            log.error("first_admin_refused", error=str(error))  # noqa: TRY400
             return
         await asyncio.sleep(_RETRY_SECONDS)

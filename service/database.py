@@ -9,6 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -16,6 +17,10 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Two services that start at once migrate one after the other: a number that PostgreSQL's advisory locks know us by.
 _MIGRATION_LOCK = 0x7011_B00C
+
+
+class SchemaUnknown(Exception):  # noqa: N818 - a state, not a fault
+    """The schema is none that this version knows. It may serve all the same: a release was rolled back."""
 
 
 def make_engine(url: str) -> AsyncEngine:
@@ -52,9 +57,13 @@ async def migrate(engine: AsyncEngine) -> None:
 
     Raises:
         SQLAlchemyError, OSError: the database cannot be reached, or refuses.
+        SchemaUnknown: a newer version has migrated it.
     """
-    async with engine.begin() as connection:
-        await connection.run_sync(_upgrade)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_upgrade)
+    except CommandError as error:
+        raise SchemaUnknown(f"the database was migrated by a newer version of Tollbook ({error})") from error
 
 
 def _upgrade(connection: Connection) -> None:

@@ -45,6 +45,7 @@ class Asked:
     model: Model
     body: bytes  # what the upstream is sent
     hide_usage: bool = False  # streams: we asked for the usage event, the client did not
+    choices: int = 1  # answers asked for
 
 
 def caller_of(principal: Principal) -> Caller:
@@ -156,7 +157,9 @@ class EventStreamAnswer(CallResponse):
 
     async def _answer(self, call: Call, send: Send, connection: unless_disconnected) -> None:
         asked = self._asked
-        stream = await self._llm.relay.open_stream(call, asked.model, asked.body, hide_usage=asked.hide_usage)
+        stream = await self._llm.relay.open_stream(
+            call, asked.model, asked.body, hide_usage=asked.hide_usage, choices=asked.choices
+        )
         self._stream = stream
         try:
             headers = [(b"content-type", self.content_type), *_STREAM_HEADERS]
@@ -180,7 +183,9 @@ class EventStreamAnswer(CallResponse):
         return _USAGE_GRACE_SECONDS if self._stream is not None and self._stream.watcher.finished else 0.0
 
     def _outcome_when_gone(self) -> Outcome:
-        # SDKs hang up at [DONE], before the end of the HTTP body: they have had everything.
+        # SDKs hang up at [DONE], before the end of the HTTP body: they have had everything. And at an error event.
+        if self._stream is not None and self._stream.watcher.failed:
+            return Outcome.UPSTREAM_ERROR
         return Outcome.OK if self._all_sent else Outcome.CLIENT_DISCONNECT
 
     async def _break_off(self, send: Send, error: dict[str, Any]) -> None:

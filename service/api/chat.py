@@ -40,6 +40,7 @@ class ChatCompletionRequest(BaseModel):
     messages: list[Any] = Field(min_length=1)
     stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128, strict=True)] | None = None
     max_tokens: TokenLimit = None
     max_completion_tokens: TokenLimit = None
 
@@ -75,7 +76,7 @@ async def create_chat_completion(request: Request, principal: Admitted) -> Respo
     if ask_usage or model.upstream.model != wanted.model:
         found["model"] = model.upstream.model
         raw = encode(found)
-    asked = Asked(principal=principal, model=model, body=raw, hide_usage=ask_usage)
+    asked = Asked(principal=principal, model=model, body=raw, hide_usage=ask_usage, choices=wanted.n or 1)
     answer: type[CallResponse] = EventStreamAnswer if stream else PlainAnswer
     return answer(request, asked)
 

@@ -70,7 +70,9 @@ def _shape(call: Call, _data: bytes, answer: dict[str, Any]) -> bytes:
     try:
         text = answer["choices"][0]["message"]["content"]
     except (LookupError, TypeError):
-        raise UpstreamUnusable("The upstream's answer holds no message.", error_type="no_message") from None
+        text = ...  # neither text nor the null of an answer that is all tool calls
+    if not (text is None or isinstance(text, str)):
+        raise UpstreamUnusable("The upstream's answer holds no text.", error_type="no_text")
     usage = call.usage
     shaped = Answer(
         answer=text or "",

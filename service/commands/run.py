@@ -139,9 +139,7 @@ class _Run:
     def _print_lines(self, admin: FirstAdmin | None, model: str) -> None:
         username = admin.username if admin else self._settings.admin_username
         password = admin.password if admin else _UNKNOWN_PASSWORD
-        hint = (
-            "" if admin else f" (put the password for {_UNKNOWN_PASSWORD}; `tollbook users passwd {username}` sets one)"
-        )
+        hint = "" if admin else f" (put yours for {_UNKNOWN_PASSWORD}; `tollbook users passwd {username}` sets another)"
         model_hint = f" (put the name of one for {_ANY_MODEL})" if model == _ANY_MODEL else ""
         for line in (
             f"Tollbook is ready at {self._base_url}, with its pages at {self._base_url}/docs. Ctrl-C stops it.",

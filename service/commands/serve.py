@@ -18,6 +18,8 @@ from service.settings import Settings, SettingsError
 
 log = get_logger("service.serve")
 
+_AMBIENT = frozenset({"OPENAI_ADMIN_KEY", "OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"})
+
 
 def _fail(error: object) -> Never:
     Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False)
@@ -64,4 +66,11 @@ def serve(settings: Settings) -> Never:
     _lock_state_dir(settings)
     with suppress(FileNotFoundError):
         settings.drain_file.unlink()
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:service.gunicorn_conf"])  # noqa: S606
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:service.gunicorn_conf"]
+    os.execve(sys.executable, command, _environment(settings))  # noqa: S606
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Ours, less what the openai package would send to every upstream of a catalog, whoever it is meant for."""
+    unwanted = _AMBIENT if settings.catalog is not None else frozenset()
+    return {name: value for name, value in os.environ.items() if name not in unwanted}

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
 
 import aiohttp
 import httpx2
 import openai
+from openai._vendor.httpx_aiohttp import AiohttpTransport  # its only home; needed to hand it a session
 
 from observability.attempt import Attempt, AttemptResult
 from observability.genai import Call
@@ -132,6 +134,15 @@ def _make_client(upstream: Upstream) -> openai.AsyncOpenAI:
             timeout=timeout,
             # A redirect would carry a prompt to a host that no operator named.
             follow_redirects=False,
-            limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS),
+            # A cookie that came with one principal's answer is not sent with another's question.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            transport=AiohttpTransport(client=_make_session),
         ),
     )
+
+
+def _make_session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=httpx2.create_ssl_context()
+    )
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())

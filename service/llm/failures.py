@@ -119,9 +119,11 @@ def _error_object(text: str, status: int) -> dict[str, Any]:
             "param": None,
             "code": f"upstream_{status}",
         }
-    return {
-        "message": str(message),
-        "type": found.get("type"),
-        "param": found.get("param"),
-        "code": found.get("code"),
-    }
+    return {"message": str(_sendable(message)), **{key: _sendable(found.get(key)) for key in ("type", "param", "code")}}
+
+
+def _sendable(value: object) -> str | int | None:
+    """What can be written into JSON and sent, however odd the upstream's own JSON was."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value if isinstance(value, int) else None

@@ -49,13 +49,15 @@ class Relay:
                 await response.aclose()
         call.note_upstream_wait()
         answer = _parse(data)
+        if answer.get("error") and not answer.get("choices"):
+            raise UpstreamUnusable("The upstream reported an error as its answer.", error_type="error_object")
         call.usage = read_usage(answer.get("usage"))
         call.response_model = read_text(answer, "model")
         call.finish_reasons = read_finish_reasons(answer)
         return data, answer
 
-    async def open_stream(self, call: Call, model: Model, body: bytes, *, hide_usage: bool) -> "Stream":
-        """A stream whose head has come. Close it.
+    async def open_stream(self, call: Call, model: Model, body: bytes, *, hide_usage: bool, choices: int) -> "Stream":
+        """A stream whose head has come, of so many choices. Close it.
 
         Raises:
             UpstreamFailure: there is no stream.
@@ -68,7 +70,7 @@ class Relay:
         if not kind.lower().startswith("text/event-stream"):
             await response.aclose()
             raise UpstreamUnusable("The upstream did not answer with a stream.", error_type="not_a_stream")
-        return Stream(response, EventWatcher(call, hide_usage=hide_usage), ends_at)
+        return Stream(response, EventWatcher(call, hide_usage=hide_usage, choices=choices), ends_at)
 
 
 class Stream:

@@ -26,21 +26,27 @@ _MAX_EVENT_BYTES: Final = 16 * 2**20
 class EventWatcher:
     """Reads a chat completion stream for the books. Feed it what arrives, send on what it returns."""
 
-    def __init__(self, call: Call, *, hide_usage: bool) -> None:
+    def __init__(self, call: Call, *, hide_usage: bool, choices: int = 1) -> None:
         """Watch a stream.
 
         Args:
             call: told of chunks, usage and model.
             hide_usage: the client did not ask for the usage event, we did: keep it back.
+            choices: how many answers were asked for (`n`); each has a finish reason of its own.
         """
         self._call = call
         self._hide_usage = hide_usage
+        self._choices = choices
         self._rest = bytearray()  # of an event that is not whole yet
         self._cut_after_cr = False
         self._last_passed = True
-        self.finished = False  # a finish reason came: no more output will
         self.done = False  # [DONE] came
         self.failed = False  # the upstream said in the stream that it failed
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its finish reason: no more output will come."""
+        return len(self._call.finish_reasons) >= self._choices
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they arrived; returns the bytes of the events that are now whole.
@@ -104,10 +110,9 @@ class EventWatcher:
                 call.usage = read_usage(chunk.get("usage")) or call.usage
                 if self._hide_usage and not chunk.get("choices"):
                     return False, False, False
-        finish = _FINISHED.search(event)
-        if finish:
-            self.finished = True
-            call.finish_reasons = (*call.finish_reasons, finish.group(1).decode("ascii", "replace"))
+        if b'"finish_reason"' in event:
+            reasons = (reason.decode("ascii", "replace") for reason in _FINISHED.findall(event))
+            call.finish_reasons = (*call.finish_reasons, *reasons)
         return True, True, _OUTPUT.search(event) is not None
 
 

@@ -11,14 +11,14 @@ from tests.observability.kit import json_lines
 
 
 def test_an_event_is_one_line_with_what_a_person_looks_for_first(logged):
-    get_logger("some.room").info("something_happened", count=3, name="ada")
+    get_logger("service.room").info("something_happened", count=3, name="ada")
     (line,) = json_lines(logged())
     assert list(line)[:3] == ["timestamp", "level", "event"]
     assert line["timestamp"].endswith("Z")
     assert {name: line[name] for name in ("level", "event", "logger", "count", "name")} == {
         "level": "info",
         "event": "something_happened",
-        "logger": "some.room",
+        "logger": "service.room",
         "count": 3,
         "name": "ada",
     }
@@ -49,19 +49,22 @@ def test_the_access_log_of_uvicorn_is_silent_because_the_canonical_line_stands_f
     assert logged() == ""
 
 
-@pytest.mark.parametrize("name", ["openai", "httpx2", "alembic"])
-def test_chatty_libraries_are_heard_from_warning_on(logged, name):
-    logger = logging.getLogger(f"{name}.inner")
+@pytest.mark.parametrize("level", ["debug", "info"])
+@pytest.mark.parametrize("name", ["aiosqlite", "openai", "sqlalchemy.engine", "some.library"])
+def test_libraries_are_heard_from_warning_on_because_below_they_may_write_what_they_handle(pipeline, name, level):
+    pipeline.configure("json", level)
+    logger = logging.getLogger(name)
+    logger.debug("INSERT ... '$argon2id$...'")
     logger.info("chatter")
     logger.warning("trouble")
-    assert [line["message"] for line in json_lines(logged())] == ["trouble"]
+    assert [line["message"] for line in json_lines(pipeline.read())] == ["trouble"]
 
 
 def test_an_exception_is_in_the_one_line_of_its_event(logged):
     try:
         int("not\na number")
     except ValueError:
-        get_logger("some.room").exception("it_failed", step=1)
+        get_logger("service.room").exception("it_failed", step=1)
         logging.getLogger("some.library").exception("it failed too")
     ours, theirs = json_lines(logged())
     assert (ours["event"], ours["step"], ours["level"]) == ("it_failed", 1, "error")
@@ -82,9 +85,9 @@ def test_warnings_of_python_go_through(logged):
 def test_a_line_written_inside_a_span_says_which(logged):
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     with tracer.start_as_current_span("work") as span:
-        get_logger("some.room").info("inside")
-        logging.getLogger("some.library").info("inside")
-    get_logger("some.room").info("outside")
+        get_logger("service.room").info("inside")
+        logging.getLogger("some.library").warning("inside")
+    get_logger("service.room").info("outside")
     *inside, outside = json_lines(logged())
     context = span.get_span_context()
     for line in inside:
@@ -104,15 +107,15 @@ def test_a_line_written_inside_a_span_says_which(logged):
 def test_nothing_below_the_level_is_written(pipeline, level, heard):
     pipeline.configure("json", level)
     for name in ("debug", "info", "warning", "error"):
-        getattr(get_logger("some.room"), name)("event")
-        getattr(logging.getLogger("some.library"), name)("event")
+        getattr(get_logger("service.room"), name)("event")
+        getattr(logging.getLogger("uvicorn.error"), name)("event")
     assert [line["level"] for line in json_lines(pipeline.read())] == [each for each in heard for _ in "12"]
 
 
 def test_setting_it_up_again_does_not_write_twice(pipeline):
     for _ in range(3):
         pipeline.configure()
-    get_logger("some.room").info("once")
+    get_logger("service.room").info("once")
     assert len(json_lines(pipeline.read())) == 1
 
 
@@ -121,14 +124,14 @@ def test_a_value_of_any_kind_can_be_logged(logged):
         def __str__(self) -> str:
             return "odd"
 
-    get_logger("some.room").info("event", odd=Odd(), several={"a": (1, None)}, raw=b"\xff")
+    get_logger("service.room").info("event", odd=Odd(), several={"a": (1, None)}, raw=b"\xff")
     (line,) = json_lines(logged())
     assert (line["odd"], line["several"], line["raw"]) == ("odd", {"a": [1, None]}, "b'\\xff'")
 
 
 def test_the_pretty_format_says_the_same_for_a_person(pipeline):
     pipeline.configure("pretty")
-    get_logger("some.room").info("something_happened", count=3)
+    get_logger("service.room").info("something_happened", count=3)
     logging.getLogger("some.library").warning("it is late")
     ours, theirs = pipeline.read().splitlines()
     assert "something_happened" in ours

@@ -32,15 +32,15 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")  # all but th
 
 
 def by_keyword(text: str) -> None:
-    get_logger("some.room").info("event", name=text)
+    get_logger("service.room").info("event", name=text)
 
 
 def inside_a_value(text: str) -> None:
-    get_logger("some.room").info("event", names=[text], more={"name": text, text: 1})
+    get_logger("service.room").info("event", names=[text], more={"name": text, text: 1})
 
 
 def in_a_message(text: str) -> None:
-    logging.getLogger("some.library").info("hello %s", text)
+    logging.getLogger("some.library").warning("hello %s", text)
 
 
 def in_a_message_of_the_server(text: str) -> None:
@@ -59,7 +59,7 @@ def raised(text: str) -> None:
     try:
         refuse()
     except ValueError:
-        get_logger("some.room").exception("event")
+        get_logger("service.room").exception("event")
 
 
 @pytest.mark.parametrize("way", [*WAYS, raised])
@@ -108,7 +108,7 @@ def test_a_pretty_exception_does_not_show_local_variables(pipeline):
     try:
         log_in(secret)
     except ValueError:
-        get_logger("some.room").exception("event")
+        get_logger("service.room").exception("event")
     written = pipeline.read()
     assert "ValueError" in written
     assert secret not in written

@@ -270,16 +270,13 @@ async def test_a_database_that_comes_up_late_is_prepared_then(away, hurried, tmp
 async def test_a_worker_serves_while_the_database_is_away_and_is_whole_when_it_is_back(away, hurried, tmp_path):
     metrics = Metrics(CollectorRegistry(), model_limit=10, principal_limit=10)
     prepare_state_dir(away)
-    with capture_logs():
+    with capture_logs() as logs:
         async with worker_state(away, metrics, Tracing(enabled=False, version="1")) as state:
             await until(lambda: not state["health"].database_ok, "the database to be missed")
             assert state["llm"].catalog.resolve("any") is not None
             mount(tmp_path)
             await until(lambda: state["health"].database_ok, "the database to be found")
-            users = state["auth"].users
-            async with asyncio.timeout(30):
-                while not (await users.list() if await is_current(users._engine) else ()):
-                    await asyncio.sleep(0.01)
+            await until(lambda: "database_prepared" in {entry["event"] for entry in logs}, "it to be prepared")
     assert await lets_in(away, "admin", PASSWORD)
 
 

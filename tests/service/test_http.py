@@ -142,9 +142,9 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 # Headers
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
+async def test_every_answer_has_the_security_headers(served):
+    served.app.add_api_route("/boom", _boom)
+    for method, path, status in [
         ("GET", "/livez", 200),
         ("GET", "/metrics", 200),
         ("GET", "/openapi.json", 200),
@@ -155,30 +155,28 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         ("GET", "/users/me", 401),
         ("POST", "/v1/chat/completions", 401),
         ("GET", "/boom", 500),
-    ],
-)
-async def test_every_answer_has_the_security_headers(served, method, path, status):
-    served.app.add_api_route("/boom", _boom)
-    answer = await served.client.request(method, path)
-    assert answer.status_code == status
-    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
-    assert answer.headers.get_list("content-security-policy") == [answer.headers["content-security-policy"]]
-    assert "strict-transport-security" not in answer.headers
-    assert float(answer.headers["x-process-time"]) >= 0
-    assert answer.headers["x-request-id"]
+    ]:
+        answer = await served.client.request(method, path)
+        assert answer.status_code == status
+        assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+        assert len(answer.headers.get_list("content-security-policy")) == 1
+        assert "strict-transport-security" not in answer.headers
+        assert float(answer.headers["x-process-time"]) >= 0
+        assert answer.headers["x-request-id"]
 
 
 async def _boom() -> None:
     raise RuntimeError("secret detail")
 
 
-@pytest.mark.parametrize("page", ["/docs", "/redoc"])
-async def test_a_page_may_run_its_own_script_and_data_may_do_nothing(served, page):
-    document = (await served.client.get(page)).headers["content-security-policy"]
-    data = (await served.client.get("/openapi.json")).headers["content-security-policy"]
-    assert "script-src 'self'" in document
-    assert data == "default-src 'none'; frame-ancestors 'none'"
-    assert all("frame-ancestors 'none'" in policy and "default-src 'none'" in policy for policy in (document, data))
+async def test_a_page_may_run_its_own_script_and_data_may_do_nothing(served):
+    policies = {
+        path: (await served.client.get(path)).headers["content-security-policy"]
+        for path in ("/docs", "/redoc", "/openapi.json")
+    }
+    assert policies["/openapi.json"] == "default-src 'none'; frame-ancestors 'none'"
+    assert all("script-src 'self'" in policies[page] for page in ("/docs", "/redoc"))
+    assert all("frame-ancestors 'none'" in p and "default-src 'none'" in p for p in policies.values())
 
 
 async def test_hsts_is_sent_when_it_is_set(tmp_path):
@@ -335,7 +333,7 @@ async def test_one_byte_more_is_refused_whatever_length_was_declared(length, pie
     reader = await _talk(client)
     assert client.status == 413
     assert len(reader.body) <= LIMIT
-    assert (b"Connection".lower() in client.header_names) is True
+    assert b"connection" in client.header_names
 
 
 async def test_a_body_that_is_declared_too_large_is_not_read_by_the_route():
