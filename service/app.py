@@ -7,10 +7,13 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.semconv.attributes.url_attributes import URL_QUERY
+from opentelemetry.trace import Span
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from auth.router import router as auth_router
 from observability import multiprocess
@@ -30,7 +33,8 @@ from service.worker_state import worker_state
 _DESCRIPTION = "An LLM service where every call is on the books."
 # FastAPI has telemetry of its own, on by default. The spans are ours: two of each would be wrong, and cost time.
 _NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
-_UNTRACED = rf"^[a-z]+://[^/]*({'|'.join(OPERATIONAL_PATHS)})(\?|$)"  # of a whole URL
+# Matched against scheme, Host header and path: the path is the end of it, whatever a client wrote into the header.
+_UNTRACED = f"^[a-z]+://[^/?#]*({'|'.join(OPERATIONAL_PATHS)})$"
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -69,8 +73,15 @@ def create_app(settings: Settings) -> FastAPI:
             tracer_provider=tracing.provider,
             excluded_urls=_UNTRACED,
             exclude_spans=["receive", "send"],
+            server_request_hook=_hide_query,
         )
     return app
+
+
+def _hide_query(span: Span, scope: Scope) -> None:
+    """A client that puts a token or a password into the address is refused; it is not written down either."""
+    if scope.get("query_string") and span.is_recording():
+        span.set_attribute(URL_QUERY, "REDACTED")
 
 
 def _middleware(settings: Settings, registry: CollectorRegistry) -> list[Middleware]:

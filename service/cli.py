@@ -8,31 +8,16 @@ from typing import Annotated
 
 import typer
 from dotenv import load_dotenv
-from rich.console import Console
 
 from service.commands import doctor as doctor_command
 from service.commands import serve as serve_command
 from service.commands import users as users_commands
 from service.commands.config import print_config
+from service.commands.environment import settings_or_exit
 from service.commands.run import run as run_service
-from service.settings import Settings, SettingsError, load_settings, unknown_variables
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="An LLM service where every call is on the books.")
 app.add_typer(users_commands.app, name="users", help="Who may call.")
-
-
-def settings_or_exit() -> Settings:
-    """The settings, or a list of what is wrong with them and exit status 2."""
-    console = Console(stderr=True)
-    for name, guess in unknown_variables(os.environ).items():
-        hint = f" Did you mean {guess}?" if guess else ""
-        console.print(f"Warning: {name} is not a setting.{hint}", style="yellow", highlight=False)
-    try:
-        return load_settings()
-    except SettingsError as error:
-        console.print("Tollbook does not start with these settings:", style="bold red")
-        console.print(str(error), highlight=False, markup=False)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -88,6 +73,7 @@ def chat(
 
 def main() -> None:
     """Entry point. A `.env` file also holds OTEL_* variables, which only the environment can carry."""
+    os.umask(0o077)  # what the service writes is nobody else's business
     load_dotenv(Path(".env"), override=False)
     app()
 

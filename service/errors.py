@@ -95,19 +95,21 @@ def envelope(
     return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
 
 
-def _speaks_oauth(request: Request) -> bool:
-    path: str = request.scope["path"]
+def _speaks_oauth(scope: Scope) -> bool:
+    path: str = scope["path"]
     return path == "/token" or path.startswith("/users/")
 
 
-def _oauth_shape(status: int, description: str, headers: Mapping[str, str] | None) -> JSONResponse:
+def _oauth_shape(
+    status: int, description: str, headers: Mapping[str, str] | None = None, *, error: str = "invalid_request"
+) -> JSONResponse:
     """What is no error of auth's own, in the shape of its routes."""
-    body = {"error": "invalid_request", "error_description": description}
+    body = {"error": error, "error_description": description}
     return JSONResponse(body, status_code=status, headers={**NO_STORE, **(headers or {})})
 
 
 def _bearer(request: Request, error: BearerError) -> JSONResponse:
-    if _speaks_oauth(request):
+    if _speaks_oauth(request.scope):
         return bearer_error_response(error)
     return envelope(error.status, error.description, code=error.error or "missing_credentials", headers=error.headers)
 
@@ -117,7 +119,7 @@ def _oauth(_request: Request, error: OAuthError) -> JSONResponse:
 
 
 def _service(request: Request, error: ServiceError) -> JSONResponse:
-    if _speaks_oauth(request):
+    if _speaks_oauth(request.scope):
         return _oauth_shape(error.status, str(error), error.headers)
     return envelope(error.status, str(error), code=error.code, param=error.param, headers=error.headers)
 
@@ -127,7 +129,7 @@ def _upstream(_request: Request, error: UpstreamFailure) -> JSONResponse:
 
 
 def _http(request: Request, error: HTTPException) -> JSONResponse:
-    if _speaks_oauth(request):
+    if _speaks_oauth(request.scope):
         return _oauth_shape(error.status_code, str(error.detail), error.headers)
     return envelope(error.status_code, str(error.detail), headers=error.headers)
 
@@ -179,5 +181,9 @@ class UnexpectedErrorMiddleware:
             log.exception("unexpected_error")
             if started:
                 raise
-            response = envelope(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error.", code="internal_error")
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            if _speaks_oauth(scope):
+                response = _oauth_shape(status, "Internal error.", error="server_error")
+            else:
+                response = envelope(status, "Internal error.", code="internal_error")
             await response(scope, receive, send)

@@ -20,6 +20,7 @@ log = get_logger("observability.ledger")
 
 BATCH: Final = 500  # rows in one statement; SQLite takes 32,766 variables, and a row has 24
 INTERVAL_SECONDS: Final = 0.25
+_INSERT_SECONDS: Final = 10.0  # past it the database is taken to be down
 _MAX_BACKOFF_SECONDS: Final = 5.0
 
 
@@ -83,6 +84,7 @@ class Clerk:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), INTERVAL_SECONDS)
             self._wake.clear()
+            self._tell()  # before the try too, which may take long
             try:
                 while self._pending:
                     await self.write_batch()
@@ -96,8 +98,11 @@ class Clerk:
                     log.info("ledger_caught_up")
                 self._down = False
                 backoff = INTERVAL_SECONDS
-            oldest = self._pending[0].ended_at.timestamp() if self._pending else self._clock()
-            self._report(pending=len(self._pending), lag_seconds=max(0.0, self._clock() - oldest))
+            self._tell()
+
+    def _tell(self) -> None:
+        oldest = self._pending[0].ended_at.timestamp() if self._pending else self._clock()
+        self._report(pending=len(self._pending), lag_seconds=max(0.0, self._clock() - oldest))
 
     async def write_batch(self) -> None:
         """Write the oldest entries. They leave the queue only when the database has them.
@@ -129,7 +134,7 @@ class Clerk:
         insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
         # Idempotent: a batch whose commit was not confirmed may be written again.
         statement = insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.call_id])
-        async with self._engine.begin() as connection:
+        async with asyncio.timeout(_INSERT_SECONDS), self._engine.begin() as connection:
             await connection.execute(statement, [entry.row() for entry in batch])
 
 

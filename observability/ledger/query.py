@@ -1,9 +1,10 @@
 """Reading the ledger: the calls of a principal, and their sums by day and model."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, RowMapping, Select, String, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,6 +14,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from observability.columns import Money
 from observability.ledger.table import ledger
+
+_QUERY_SECONDS: Final = 10.0
 
 
 class _UtcDay(FunctionElement[str]):
@@ -53,7 +56,7 @@ class Range:
 
 
 class LedgerReader:
-    """Queries over the ledger."""
+    """Queries over the ledger. Each raises TimeoutError when the database does not answer in time."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -87,6 +90,6 @@ class LedgerReader:
         return await self._rows(query)
 
     async def _rows(self, query: Select[Any]) -> Sequence[RowMapping]:
-        async with self._engine.connect() as connection:
+        async with asyncio.timeout(_QUERY_SECONDS), self._engine.connect() as connection:
             rows: Sequence[RowMapping] = (await connection.execute(query)).mappings().all()
             return rows

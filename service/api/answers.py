@@ -64,6 +64,7 @@ class CallResponse(Response):
         self._llm: Llm = request.state.llm
         self._asked = asked
         self._started = False
+        self._sending = False  # the client has yet to take what it was sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = self._open(scope)
@@ -75,7 +76,8 @@ class CallResponse(Response):
         except ClientGone:
             self._close(call, self._outcome_when_gone(), HTTP_CLIENT_CLOSED_REQUEST)
         except UpstreamFailure as failure:
-            if connection.gone:  # the client went first; what the upstream did then is no longer its answer
+            if connection.gone or self._sending:
+                # The client went first, or took nothing any more: what the upstream did then is no longer its answer.
                 self._close(call, self._outcome_when_gone(), HTTP_CLIENT_CLOSED_REQUEST)
                 return
             self._close(call, failure.outcome, failure.status, failure.error_type)
@@ -169,7 +171,9 @@ class EventStreamAnswer(CallResponse):
                 async for data in chunks:
                     body = self._encode(data)
                     if body:
+                        self._sending = True
                         await send({"type": "http.response.body", "body": body, "more_body": True})
+                        self._sending = False
                     # To a client that has gone nothing is sent, though the server does not say so.
                     self._all_sent = stream.watcher.done and not connection.gone
             await send({"type": "http.response.body", "body": b""})

@@ -65,7 +65,7 @@ _EXAMPLES = {
 )
 async def create_chat_completion(request: Request, principal: Admitted) -> Response:
     """Answers a conversation, whole or as a stream of events."""
-    raw, found = await read_json(request)
+    found = await read_json(request)
     wanted = check(ChatCompletionRequest, found, InvalidRequest)
     llm: Llm = request.state.llm
     model = find_model(llm.catalog, wanted.model)
@@ -73,10 +73,10 @@ async def create_chat_completion(request: Request, principal: Admitted) -> Respo
     ask_usage = stream and not (wanted.stream_options and wanted.stream_options.include_usage)
     if ask_usage:
         found["stream_options"] = {**(found.get("stream_options") or {}), "include_usage": True}
-    if ask_usage or model.upstream.model != wanted.model:
-        found["model"] = model.upstream.model
-        raw = encode(found)
-    asked = Asked(principal=principal, model=model, body=raw, hide_usage=ask_usage, choices=wanted.n or 1)
+    found["model"] = model.upstream.model
+    # Written anew even where nothing changed: of a key that stands twice the upstream might read the other one.
+    body = encode(found)
+    asked = Asked(principal=principal, model=model, body=body, hide_usage=ask_usage, choices=wanted.n or 1)
     answer: type[CallResponse] = EventStreamAnswer if stream else PlainAnswer
     return answer(request, asked)
 

@@ -52,7 +52,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"sche
 
 
 async def _ask(request: Request, principal: Admitted, *, stream: bool) -> Asked:
-    _, found = await read_json(request)
+    found = await read_json(request)
     question = check(Question, found, UnprocessableRequest)
     llm: Llm = request.state.llm
     model = find_model(llm.catalog, question.model)

@@ -41,7 +41,7 @@ async def list_models(request: Request, _principal: Admitted) -> ModelList:
     return ModelList(data=[_shape(model) for model in llm.catalog.models])
 
 
-@router.get("/models/{model_id:path}", responses=errors(401, 403, 404))
+@router.get("/models/{model_id:path}", responses=errors(401, 403, 404, 422))
 async def get_model(request: Request, model_id: str, _principal: Admitted) -> ModelObject:
     """One model. Its name may hold slashes."""
     llm: Llm = request.state.llm

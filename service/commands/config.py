@@ -1,11 +1,15 @@
 """`tollbook config`: the settings in force."""
 
+import re
+
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
 from service.settings import GROUPS, Settings, variable_of
+
+_USER_INFO = re.compile(r"//[^/@]*@")  # of a URL
 
 
 def print_config(settings: Settings) -> None:
@@ -23,9 +27,11 @@ def print_config(settings: Settings) -> None:
 
 def _shown(field: str, value: object, settings: Settings) -> str:
     if field == "database_url":
-        return make_url(settings.effective_database_url).render_as_string(hide_password=True)
+        url = make_url(settings.effective_database_url)
+        masked = {name: "********" if "pass" in name.lower() else value for name, value in url.query.items()}
+        return url.set(query=masked).render_as_string(hide_password=True)
     if isinstance(value, SecretStr):
         return "********"
     if isinstance(value, list):
         return ",".join(value)
-    return "" if value is None else str(value)
+    return "" if value is None else _USER_INFO.sub("//********@", str(value))

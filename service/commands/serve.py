@@ -18,7 +18,7 @@ from service.settings import Settings, SettingsError
 
 log = get_logger("service.serve")
 
-_AMBIENT = frozenset({"OPENAI_ADMIN_KEY", "OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"})
+_AMBIENT = frozenset({"OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"})
 
 
 def _fail(error: object) -> Never:

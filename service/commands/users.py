@@ -12,8 +12,8 @@ from auth.passwords import Passwords
 from auth.scopes import Scope
 from auth.users import UnknownUser, Users, UsersUnavailable
 from service.bootstrap import make_passwords
+from service.commands.environment import settings_or_exit
 from service.database import make_engine
-from service.settings import SettingsError, load_settings
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,8 +25,9 @@ Password = Annotated[
 
 
 def _with_users(work: Callable[[Users, Passwords], Awaitable[Result]]) -> Result:
+    settings = settings_or_exit()
+
     async def inside() -> Result:
-        settings = load_settings()
         engine = make_engine(settings.effective_database_url)
         passwords = make_passwords(settings)
         try:
@@ -41,7 +42,7 @@ def _with_users(work: Callable[[Users, Passwords], Awaitable[Result]]) -> Result
         message = f"The database cannot be used ({error}). Is it up, and was `tollbook migrate` run?"
     except UnknownUser:
         message = "There is no such user."
-    except (SettingsError, ValueError) as error:
+    except ValueError as error:
         message = str(error)
     Console(stderr=True).print(f"Error: {message}", style="red", highlight=False, markup=False)
     raise typer.Exit(1)

@@ -1,9 +1,10 @@
 """One openai SDK client per upstream: it owns connections, retries and time limits. Made after fork, in the worker."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from service.llm.failures import failure_of
 _MAX_CONNECTIONS: Final = 4096  # in one worker, to one upstream; past it a call waits for a free one
 _KEEPALIVE_SECONDS: Final = 30.0
 _RATE_LIMITED: Final = 429
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_OF_THE_BODY: Final = {"content-encoding", "content-length", "transfer-encoding"}
+_LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
 _WITHOUT_KEY: Final[openai.RequestOptions] = {"headers": {"Authorization": openai.omit}}
 
 # The SDK decides when it sends again, so each sending asks which call it belongs to. Set only around one await.
@@ -45,10 +49,34 @@ class _AttemptClient(openai.DefaultAioHttpClient):
             _end_failed(attempt, error)
             raise
         attempt.answered(response.status_code)
+        if response.is_error:
+            response = await _with_short_body(response)
         if response.status_code == _RATE_LIMITED:
             # The client is told at once, with Retry-After: waiting is its decision, and it holds no slot of ours.
             response.headers["x-should-retry"] = "false"
         return response
+
+
+async def _with_short_body(response: httpx2.Response) -> httpx2.Response:
+    """The same error with no more of its body than can matter: the SDK reads error bodies to their end."""
+    try:
+        with naming_connection_errors(response.request):
+            body = await read_at_most(response, _MAX_ERROR_BYTES)
+    finally:
+        await response.aclose()
+    headers = [(name, value) for name, value in response.headers.items() if name not in _OF_THE_BODY]
+    return httpx2.Response(response.status_code, headers=headers, content=body, request=response.request)
+
+
+async def read_at_most(response: httpx2.Response, limit: int) -> bytes:
+    """The body, or its first bytes and some more if it is longer than the limit."""
+    body = bytearray()
+    async with aclosing(response.aiter_bytes()) as arriving:
+        async for data in arriving:
+            body += data
+            if len(body) > limit:
+                break
+    return bytes(body)
 
 
 def _end_failed(attempt: Attempt, error: BaseException) -> None:
@@ -136,13 +164,17 @@ def _make_client(upstream: Upstream) -> openai.AsyncOpenAI:
             follow_redirects=False,
             # A cookie that came with one principal's answer is not sent with another's question.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            transport=AiohttpTransport(client=_make_session),
+            transport=AiohttpTransport(client=partial(_make_session, httpx2.URL(upstream.base_url).host)),
         ),
     )
 
 
-def _make_session() -> aiohttp.ClientSession:
+def _make_session(host: str) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
         limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=httpx2.create_ssl_context()
     )
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=host not in _LOOPBACK,  # HTTPS_PROXY and the like; no proxy leads to this machine itself
+    )

@@ -10,12 +10,13 @@ import httpx2
 
 from observability.genai import Call
 from service.llm.catalog import Model
-from service.llm.client import Upstreams, naming_connection_errors
+from service.llm.client import Upstreams, naming_connection_errors, read_at_most
 from service.llm.failures import UpstreamTimeout, UpstreamTruncated, UpstreamUnusable
 from service.llm.sse import EventWatcher
 from service.llm.usage import read_finish_reasons, read_text, read_usage
 
 CHAT_PATH: Final = "/chat/completions"
+_MAX_ANSWER_BYTES: Final = 32 * 2**20  # of an answer that is no stream
 
 
 class Relay:
@@ -44,10 +45,12 @@ class Relay:
             response = await self._upstreams.ask(call, model.upstream, CHAT_PATH, body)
             try:
                 with _naming_broken_answers(response):
-                    data = await response.aread()
+                    data = await read_at_most(response, _MAX_ANSWER_BYTES)
             finally:
                 await response.aclose()
         call.note_upstream_wait()
+        if len(data) > _MAX_ANSWER_BYTES:
+            raise UpstreamUnusable("The upstream's answer is too large.", error_type="too_large")
         answer = _parse(data)
         if answer.get("error") and not answer.get("choices"):
             raise UpstreamUnusable("The upstream reported an error as its answer.", error_type="error_object")

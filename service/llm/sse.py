@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from observability.genai import Call
 from service.llm.failures import UpstreamUnusable
-from service.llm.usage import read_text, read_usage
+from service.llm.usage import finished_choices, read_finish_reasons, read_text, read_usage
 
 _END_OF_EVENT: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _END_OF_LINE: Final = re.compile(rb"\r\n|\n|\r")
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _ERROR: Final = re.compile(rb'"error"\s*:\s*[{"]')
-_FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*"([^"\\]{1,50})"')
+_FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 # Inside a JSON string a quote is escaped, so text of an answer cannot look like one of these keys.
 _OUTPUT: Final = re.compile(rb'"(?:content|reasoning_content|reasoning|refusal|arguments|text)"\s*:\s*"(?!")')
 _LONGEST_UNFINISHED_END: Final = 3  # of the four bytes of CR LF CR LF
@@ -37,6 +37,7 @@ class EventWatcher:
         self._call = call
         self._hide_usage = hide_usage
         self._choices = choices
+        self._finished: set[int] = set()  # choices that have their finish reason
         self._rest = bytearray()  # of an event that is not whole yet
         self._cut_after_cr = False
         self._last_passed = True
@@ -46,7 +47,7 @@ class EventWatcher:
     @property
     def finished(self) -> bool:
         """Whether every choice has its finish reason: no more output will come."""
-        return len(self._call.finish_reasons) >= self._choices
+        return len(self._finished) >= self._choices
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they arrived; returns the bytes of the events that are now whole.
@@ -108,11 +109,12 @@ class EventWatcher:
                 self.failed = True
             if usage:
                 call.usage = read_usage(chunk.get("usage")) or call.usage
-                if self._hide_usage and not chunk.get("choices"):
+                if self._hide_usage and not chunk.get("choices") and not chunk.get("error"):
                     return False, False, False
-        if b'"finish_reason"' in event:
-            reasons = (reason.decode("ascii", "replace") for reason in _FINISHED.findall(event))
-            call.finish_reasons = (*call.finish_reasons, *reasons)
+        if _FINISHED.search(event):
+            chunk = _parse(event)
+            call.finish_reasons = (*call.finish_reasons, *read_finish_reasons(chunk))
+            self._finished.update(finished_choices(chunk))
         return True, True, _OUTPUT.search(event) is not None
 
 

@@ -40,6 +40,15 @@ def read_finish_reasons(found: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(reason for reason in found_reasons if reason)
 
 
+def finished_choices(found: Mapping[str, Any]) -> set[int]:
+    """The indexes of the choices that have a finish reason; a choice without an index counts as the first."""
+    choices = found.get("choices")
+    if not isinstance(choices, list):
+        return set()
+    finished = (choice for choice in choices if isinstance(choice, dict) and read_text(choice, "finish_reason", 50))
+    return {_count(choice, "index") or 0 for choice in finished}
+
+
 def _detail(found: Mapping[str, Any], group: str, key: str) -> int | None:
     details = found.get(group)
     return _count(details, key) if isinstance(details, Mapping) else None

@@ -13,9 +13,11 @@ from tests.observability.kit import Desk
 class Pipeline:
     """The log pipeline of a process, written where a test can read it."""
 
-    def configure(self, log_format: LogFormat = "json", level: str = "debug") -> None:
+    def __init__(self) -> None:
         # Bytes, as a real standard output is: what cannot be encoded cannot be written.
         self._written = io.BytesIO()
+
+    def configure(self, log_format: LogFormat = "json", level: str = "debug") -> None:
         with redirect_stdout(io.TextIOWrapper(self._written, "utf-8", newline="", write_through=True)):
             configure_logging(log_format, level)
         # A logger that kept this pipeline would take it into the tests that follow.

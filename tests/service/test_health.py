@@ -7,15 +7,10 @@ import httpx2
 from service.app import create_app
 from service.health import Health
 from service.settings import Settings
+from tests.observability.kit import until
 from tests.service.test_http import UPSTREAM, process_restored, serving
 
 NO_DATABASE = "postgresql+asyncpg://nobody@127.0.0.1:1/none"
-
-
-async def _until(probe) -> None:
-    async with asyncio.timeout(10):
-        while not probe():
-            await asyncio.sleep(0.01)
 
 
 async def test_livez_answers_without_anything_else(tmp_path):
@@ -36,7 +31,8 @@ async def test_it_is_ready_with_its_database(tmp_path):
 
 async def test_it_is_ready_without_its_database_and_says_so(tmp_path):
     async with serving(tmp_path, database_url=NO_DATABASE, migrated=False) as served:
-        await _until(lambda: not served.state["health"].database_ok)
+        health = served.state["health"]
+        await until(lambda: not health.database_ok, "the database to be missed")
         answer = await served.client.get("/readyz")
         assert (answer.status_code, answer.json()) == (200, {"status": "ready", "database": "unreachable"})
         assert (await served.client.get("/livez")).status_code == 200
@@ -73,9 +69,9 @@ async def test_a_database_that_comes_back_is_seen(monkeypatch, tmp_path):
 
     health = Health(check, tmp_path / "draining")
     health.start()
-    await _until(lambda: not health.database_ok)
+    await until(lambda: not health.database_ok, "the database to be missed")
     up = True
-    await _until(lambda: health.database_ok)
+    await until(lambda: health.database_ok, "the database to be found")
     await health.stop()
 
 
@@ -87,5 +83,5 @@ async def test_a_database_that_hangs_counts_as_unreachable(monkeypatch, tmp_path
 
     health = Health(check, tmp_path / "draining")
     health.start()
-    await _until(lambda: not health.database_ok)
+    await until(lambda: not health.database_ok, "the database to be missed")
     await health.stop()

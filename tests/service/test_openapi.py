@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from service.api.chat import ChatCompletionRequest
+from service.api.generate import Question
 from service.app import create_app
 from service.settings import Settings
 from tests.service.test_http import UPSTREAM, process_restored, serving
@@ -78,10 +81,11 @@ def test_a_call_has_examples_that_its_schema_describes(document, path):
 
 
 def test_the_examples_are_accepted_by_the_models_they_are_of(document):
-    from service.api.chat import ChatCompletionRequest  # noqa: PLC0415 - beside the names used by the document
-    from service.api.generate import Question  # noqa: PLC0415
-
-    models = {"/generate": Question, "/stream": Question, "/v1/chat/completions": ChatCompletionRequest}
+    models: dict[str, type[BaseModel]] = {
+        "/generate": Question,
+        "/stream": Question,
+        "/v1/chat/completions": ChatCompletionRequest,
+    }
     for path, model in models.items():
         content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         for example in content["examples"].values():
@@ -111,7 +115,7 @@ def test_each_route_says_which_scope_it_needs(document):
         if "security" in operation
     }
     llm = {"POST /generate", "POST /stream", "POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{model_id}"}
-    assert needs == {"GET /users/me": set(), "GET /usage": {"usage:read"}, **dict.fromkeys(llm, {"llm"})}
+    assert needs == {"GET /users/me": set(), "GET /usage": {"usage:read"}} | {route: {"llm"} for route in llm}
 
 
 @pytest.mark.parametrize("path", CALLS)

@@ -123,7 +123,7 @@ async def test_the_edges_of_the_calendar_are_a_range_or_an_error_of_the_client(s
     assert numbers(await usage(served, since="0001-01-01T00:00:00", until="9999-12-31T23:59:59.999999")) == ADA[::-1]
     for instant in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"):
         for name in ("since", "until"):
-            answer = await usage(served, **{name: instant})
+            answer = await usage(served, (Scope.USAGE_READ,), **{name: instant})
             assert answer.status_code == 422
             assert answer.json()["error"]["param"] == name
 

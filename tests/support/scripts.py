@@ -2,12 +2,13 @@
 
 import asyncio
 import gzip
+import json
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 from tests.support.rawhttp import Exchange
-from tests.support.shapes import DELTAS_806, TOOL_CALL, Stream, completion, dump, error
+from tests.support.shapes import DELTAS_806, TOOL_CALL, Stream, completion, dump, error, usage_of
 
 SLOW_FIRST_SECONDS = 0.7
 CHUNK_PAUSE_SECONDS = 0.05
@@ -23,6 +24,12 @@ RETRY_AFTER = "7"
 UPSTREAM_MARKER = "said-by-the-upstream"
 UPSTREAM_SECRET = "sk-upstream-secret-0123456789"
 """Both stand in every error body, to see which of them reach a client."""
+SECRET_ANSWER = "what-the-model-said-to-one-alone"
+ENDLESS_PIECE = b" " * 2**20
+ENDLESS_PIECES = 256
+"""A body without an end, for whoever gives up before a quarter of a gigabyte."""
+BULK_PIECES = 1000
+"""Of 64 KiB each: much more than sockets hold for a client that does not read."""
 
 JSON_TYPE = {"Content-Type": "application/json"}
 HTML_TYPE = {"Content-Type": "text/html; charset=utf-8"}
@@ -115,6 +122,66 @@ async def html(exchange: Exchange, request: Request, *, status: int) -> None:
     await exchange.respond(status, HTML, HTML_TYPE)
 
 
+async def endless(exchange: Exchange, request: Request, *, status: int) -> None:
+    await exchange.open_stream(status, JSON_TYPE)
+    for _ in range(ENDLESS_PIECES):
+        await exchange.send(ENDLESS_PIECE)
+        exchange.received.sent.clear()
+    await exchange.end_stream()
+
+
+async def bulk(exchange: Exchange, request: Request) -> None:
+    """A stream faster than a client that does not read."""
+    stream = Stream(request)
+    word = stream.frames(["w" * 2**16])[1]
+    await exchange.open_stream(headers=SSE_TYPE)
+    for _ in range(BULK_PIECES):
+        await exchange.send(word)
+        exchange.received.sent.clear()
+    for frame in stream.frames([])[1:]:
+        await exchange.send(frame)
+    await exchange.end_stream()
+
+
+async def odd_fault(exchange: Exchange, request: Request, *, body: bytes) -> None:
+    """A 400 whose body JSON's writers refuse, though readers take it."""
+    await exchange.respond(400, body, JSON_TYPE)
+
+
+LONE_SURROGATE = b'{"error":{"message":"bad \\ud800 here","type":"invalid_request_error","param":null,"code":null}}'
+NOT_A_NUMBER = b'{"error":{"message":"bad","type":"invalid_request_error","param":NaN,"code":Infinity}}'
+
+
+async def error_in_200(exchange: Exchange, request: Request) -> None:
+    await _answer(exchange, error(f"{UPSTREAM_MARKER} overloaded", "server_error", "overloaded"))
+
+
+async def cookie(exchange: Exchange, request: Request) -> None:
+    await _answer(exchange, dump(completion(request["model"])), {"Set-Cookie": "session=of-one-alone; Path=/"})
+
+
+async def parts(exchange: Exchange, request: Request) -> None:
+    """An answer in parts where text is usual."""
+    await _answer(exchange, dump(completion(request["model"]) | {"choices": [_PARTS]}))
+
+
+_PARTS = {
+    "index": 0,
+    "message": {"role": "assistant", "content": [{"type": "text", "text": SECRET_ANSWER}]},
+    "finish_reason": "stop",
+}
+
+
+async def half_of_two(exchange: Exchange, request: Request, *, repeated: bool) -> None:
+    """The first of two choices to its end, which may be told twice; the second breaks off."""
+    *first, end = Stream(request).frames(usage=False, done=False)
+    second = first[1].replace(b'"index":0', b'"index":1')
+    await exchange.open_stream(headers=SSE_TYPE)
+    for frame in (*first, second, end, *([end] if repeated else []), second):
+        await exchange.send(frame)
+    await exchange.end_stream()
+
+
 async def half_json(exchange: Exchange, request: Request) -> None:
     """Announce the whole body and send half of it."""
     body = dump(completion(request["model"]))
@@ -163,6 +230,21 @@ async def stream_806(exchange: Exchange, request: Request) -> None:
 async def stream_error_event(exchange: Exchange, request: Request) -> None:
     """An error in the middle of a stream that began with a 200."""
     trouble = b"data: " + error(f"{UPSTREAM_MARKER} overloaded", "server_error", "overloaded") + b"\n\n"
+    await _relay(exchange, [*Stream(request).frames()[:4], trouble])
+    await exchange.end_stream()
+
+
+async def stream_error_then_silence(exchange: Exchange, request: Request) -> None:
+    """The connection stays open after the error: it is the client that hangs up."""
+    trouble = b"data: " + error(f"{UPSTREAM_MARKER} overloaded", "server_error", "overloaded") + b"\n\n"
+    await _relay(exchange, [*Stream(request).frames()[:4], trouble])
+    await asyncio.sleep(HANG_SECONDS)
+
+
+async def stream_error_with_usage(exchange: Exchange, request: Request) -> None:
+    """One event says both what went wrong and what it has cost."""
+    said = json.loads(error(f"{UPSTREAM_MARKER} overloaded", "server_error", "overloaded"))
+    trouble = b"data: " + dump({**said, "usage": usage_of(request["model"]).as_json()}) + b"\n\n"
     await _relay(exchange, [*Stream(request).frames()[:4], trouble])
     await exchange.end_stream()
 
@@ -261,6 +343,19 @@ def behaviours() -> dict[str, Behaviour]:
         **{f"error-{status}": partial(fault, status=status) for status in ERRORS},
         "html-200": partial(html, status=200),
         "html-502": partial(html, status=502),
+        "endless-200": partial(endless, status=200),
+        "endless-500": partial(endless, status=500),
+        "bulk": bulk,
+        "error-400-surrogate": partial(odd_fault, body=LONE_SURROGATE),
+        "error-400-nan": partial(odd_fault, body=NOT_A_NUMBER),
+        "error-in-200": error_in_200,
+        "cookie": cookie,
+        "parts": parts,
+        "half-of-two": partial(half_of_two, repeated=False),
+        "half-of-two-repeated": partial(half_of_two, repeated=True),
+        "silent": hang,
+        "stream-error-then-silence": stream_error_then_silence,
+        "stream-error-with-usage": stream_error_with_usage,
         "half-json": half_json,
         "bad-json": bad_json,
         "half-stream": partial(half_stream, end="fin"),
