@@ -102,9 +102,8 @@ async def get_usage(
     is_admin = caller.has(Scope.ADMIN)
     if principal not in {None, caller.username} and not is_admin:
         raise InsufficientScope(Scope.ADMIN)
-    which = Range(
-        principal=principal if principal is not None or is_admin else caller.username, since=since, until=until
-    )
+    whose = principal if principal is not None or is_admin else caller.username
+    which = Range(principal=whose, since=since, until=until)
     reader: LedgerReader = request.state.ledger
     try:
         sums = await reader.sums(which)
