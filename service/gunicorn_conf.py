@@ -43,6 +43,7 @@ def on_starting(server: Any) -> None:
     """Before the first worker."""
     multiprocess.prepare_directory(_settings.state_dir / "metrics")
     server.used_slots = set()
+    server.begun = 0
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -50,6 +51,8 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.slot = multiprocess.lowest_free_slot({other.slot for other in server.WORKERS.values()})
     worker.is_successor = worker.slot in server.used_slots
     server.used_slots.add(worker.slot)
+    worker.is_late = server.begun >= server.num_workers
+    server.begun += 1
 
 
 def post_fork(_server: Any, worker: Any) -> None:

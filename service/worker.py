@@ -21,7 +21,7 @@ _RETRY_SECONDS: Final = 2.0
 class TollbookWorker(UvicornWorker):
     """Uvicorn on uvloop and httptools."""
 
-    is_successor = False  # set by `pre_fork`: another has held its slot before
+    is_late = False  # set by `pre_fork`: the service had its workers already when this one began
 
     CONFIG_KWARGS = {  # noqa: RUF012 - the base class's shape
         "loop": "uvloop",
@@ -44,17 +44,17 @@ class TollbookWorker(UvicornWorker):
     def init_process(self) -> None:
         """Import the application and serve.
 
-        Gunicorn halts, with every worker, when one cannot start. That is right at the first start; in the place of a
-        worker that has served it is not: a catalog that was broken since must not take the healthy ones down.
+        Gunicorn halts, with every worker, when one cannot start. That is right at the first start; later, when a worker
+        is replaced, it is not: a catalog that was broken since must not take the healthy ones down.
         """
         try:
             super().init_process()  # type: ignore[no-untyped-call]
         except SystemExit as error:
-            if error.code != Arbiter.WORKER_BOOT_ERROR or not self.is_successor:
+            if error.code != Arbiter.WORKER_BOOT_ERROR or not self.is_late:
                 raise
             self._give_way()
         except Exception:
-            if self.booted or not self.is_successor:
+            if self.booted or not self.is_late:
                 raise
             log.exception("worker_not_started")
             self._give_way()

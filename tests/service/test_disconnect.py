@@ -40,18 +40,30 @@ async def _no_task_is_left():
     assert {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()} == set()
 
 
-async def test_work_is_cancelled_when_the_client_goes(connection):
-    cancelled = False
-    with pytest.raises(ClientGone):
-        async with asyncio.timeout(10), unless_disconnected(connection.receive) as watched:
-            connection.go()
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled = True
-                raise
-    assert cancelled
+async def _until_gone(watched: unless_disconnected) -> None:
+    for _ in range(10):
+        if not watched.gone:
+            await asyncio.sleep(0)
     assert watched.gone
+
+
+async def _wait(connection: Connection, grace: float = 0.0, seen: list[str] | None = None) -> None:
+    """Work that never ends by itself."""
+    async with asyncio.timeout(10), unless_disconnected(connection.receive, grace=lambda: grace):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if seen is not None:
+                await asyncio.sleep(0)  # cleaning up may take its time
+                seen.append("cleaned up")
+
+
+async def test_work_is_cancelled_when_the_client_goes(connection):
+    seen: list[str] = []
+    asyncio.get_running_loop().call_soon(connection.go)
+    with pytest.raises(ClientGone):
+        await _wait(connection, seen=seen)
+    assert seen == ["cleaned up"]
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -61,43 +73,48 @@ async def test_work_is_cancelled_when_the_client_goes(connection):
 async def test_a_client_that_was_gone_before_the_work_began_is_noticed(connection):
     connection.go()
     with pytest.raises(ClientGone):
-        async with asyncio.timeout(10), unless_disconnected(connection.receive):
-            await asyncio.Event().wait()
+        await _wait(connection)
 
 
 async def test_work_may_finish_within_its_grace(connection):
-    finished = False
-    with pytest.raises(ClientGone):
+    done: list[str] = []
+
+    async def work() -> None:
         async with unless_disconnected(connection.receive, grace=lambda: 60.0) as watched:
             connection.go()
-            while not watched.gone:
-                await asyncio.sleep(0)
-            finished = True
-    assert finished
+            await _until_gone(watched)
+            done.append("all of it")
+
+    with pytest.raises(ClientGone):
+        await work()
+    assert done == ["all of it"]
 
 
 async def test_the_grace_ends(connection):
+    connection.go()
     with pytest.raises(ClientGone):
-        async with asyncio.timeout(10), unless_disconnected(connection.receive, grace=lambda: 0.01):
-            connection.go()
-            await asyncio.Event().wait()
+        await _wait(connection, grace=0.01)
 
 
 async def test_the_grace_is_asked_for_when_the_client_goes_and_not_before(connection):
-    asked = 0
+    asked: list[bool] = []
+    gone = False
 
     def grace() -> float:
-        nonlocal asked
-        asked += 1
+        asked.append(gone)
         return 0.0
 
-    with pytest.raises(ClientGone):
+    async def work() -> None:
+        nonlocal gone
         async with asyncio.timeout(10), unless_disconnected(connection.receive, grace=grace):
             await asyncio.sleep(0)
-            assert asked == 0
+            gone = True
             connection.go()
             await asyncio.Event().wait()
-    assert asked == 1
+
+    with pytest.raises(ClientGone):
+        await work()
+    assert asked == [True]
 
 
 async def test_work_that_completes_is_unharmed_by_a_client_that_goes_later(connection):
@@ -149,10 +166,12 @@ async def test_a_limit_of_time_outside_is_still_a_timeout(connection):
 
 @pytest.mark.parametrize("gone", [True, False])
 async def test_an_exception_of_the_work_passes_through(connection, gone):
-    with pytest.raises(KeyError, match="mine"):
+    async def work() -> None:
         async with unless_disconnected(connection.receive, grace=lambda: 60.0) as watched:
             if gone:
                 connection.go()
-                while not watched.gone:
-                    await asyncio.sleep(0)
+                await _until_gone(watched)
             raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await work()
