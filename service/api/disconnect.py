@@ -49,6 +49,8 @@ class unless_disconnected:  # noqa: N801 - used like asyncio.timeout
     ) -> None:
         cancelled_by_us = self._watcher.done() and self.gone
         self._watcher.cancel()
+        # The end of the watcher holds its frames, and they hold us: without this only the collector would free them.
+        del self._watcher
         if cancelled_by_us and self._task.uncancel() > self._cancelling:
             return  # somebody else cancels the task as well: that goes first
         if self.gone and (kind is None or (kind is asyncio.CancelledError and cancelled_by_us)):

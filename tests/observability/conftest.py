@@ -16,9 +16,10 @@ class Pipeline:
     def __init__(self) -> None:
         # Bytes, as a real standard output is: what cannot be encoded cannot be written.
         self._written = io.BytesIO()
+        self._stdout = io.TextIOWrapper(self._written, "utf-8", newline="", write_through=True)
 
     def configure(self, log_format: LogFormat = "json", level: str = "debug") -> None:
-        with redirect_stdout(io.TextIOWrapper(self._written, "utf-8", newline="", write_through=True)):
+        with redirect_stdout(self._stdout):
             configure_logging(log_format, level)
         # A logger that kept this pipeline would take it into the tests that follow.
         structlog.configure(cache_logger_on_first_use=False)

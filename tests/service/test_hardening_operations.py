@@ -76,6 +76,7 @@ def test_a_model_on_this_machine_is_not_asked_through_a_proxy(plain, marker):
 def test_the_settings_are_printed_without_the_password_of_a_url(plain):
     said = plain.tollbook(
         "config",
+        COLUMNS="400",
         OPENAI_BASE_URL=f"http://user:{URL_SECRET}@127.0.0.1:1/v1",
         TOLLBOOK_DATABASE_URL=f"postgresql://user:{URL_SECRET}@127.0.0.1:1/books?password={URL_SECRET}",
     )
