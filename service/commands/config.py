@@ -2,27 +2,25 @@
 
 import re
 
+import typer
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import make_url
 
 from service.settings import GROUPS, Settings, variable_of
 
-_USER_INFO = re.compile(r"//[^/@]*@")  # of a URL
+_USER_INFO = re.compile(r"//\S*@")  # of a URL
 
 
 def print_config(settings: Settings) -> None:
     """Every setting with its value, secrets masked, and whether it was set."""
-    table = Table("setting", "value", "", box=None, pad_edge=False)
     groups = [settings, *(getattr(settings, name) for name in GROUPS)]
     for group in groups:
         for field in type(group).model_fields:
             if field not in GROUPS:
                 value = getattr(group, field)
-                given = "set" if field in group.model_fields_set else "default"
-                table.add_row(variable_of(type(group), field), _shown(field, value, settings), given)
-    Console(soft_wrap=True).print(table, markup=False)
+                given = "set    " if field in group.model_fields_set else "default"
+                # Plain lines, not a table: one would be cut to the width of a terminal, in a pipe too.
+                typer.echo(f"{variable_of(type(group), field):40} {given}  {_shown(field, value, settings)}".rstrip())
 
 
 def _shown(field: str, value: object, settings: Settings) -> str:
