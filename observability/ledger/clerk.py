@@ -40,6 +40,7 @@ class Clerk:
         self._clock = clock
         self._pending: deque[Entry] = deque()
         self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._down = False
 
@@ -59,30 +60,37 @@ class Clerk:
         self._task = asyncio.create_task(self._run(), name="clerk")
 
     async def stop(self, timeout_seconds: float) -> None:
-        """Write what is left, for at most so long, and end. What could not be written is logged, line by line."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while self._pending:
-                    await self.write_batch()
-        except Exception as error:  # noqa: BLE001 - what cannot be written is at least said
-            log.error(  # noqa: TRY400 - the trace of a driver says nothing that its name does not
-                "ledger_flush_failed", pending=len(self._pending), error=type(error).__name__
-            )
+        """Write what is left, for at most so long, and end. What could not be written is logged, line by line.
+
+        A write that is under way is not cancelled: SQLite would still hold its lock when the next one begins.
+        """
+        self._stopping.set()
+        self._wake.set()
+        if self._task is None:
+            self.start()
+        assert self._task is not None  # noqa: S101 - started just now, if not before
+        await asyncio.wait({self._task}, timeout=timeout_seconds)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._pending:
+            log.error("ledger_flush_failed", pending=len(self._pending))
             for entry in self._pending:
-                log.error("ledger_entry_unwritten", **entry.row())  # noqa: TRY400
+                log.error("ledger_entry_unwritten", **entry.row())
+
+    async def _rest(self, backoff: float) -> None:
+        """Until there is something to do. While the database is down a full batch is no reason to ask again sooner."""
+        if self._stopping.is_set():
+            await asyncio.sleep(INTERVAL_SECONDS if self._down else 0)
+            return
+        waking, seconds = (self._stopping, backoff) if self._down else (self._wake, INTERVAL_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):  # not wait_for, which may swallow a cancellation before Python 3.12
+                await waking.wait()
 
     async def _run(self) -> None:
         backoff = INTERVAL_SECONDS
-        while True:
-            if self._down:  # a full batch is no reason to ask again sooner
-                await asyncio.sleep(backoff)
-            else:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), INTERVAL_SECONDS)
+        while not (self._stopping.is_set() and not self._pending):
+            await self._rest(backoff)
             self._wake.clear()
             self._tell()  # before the try too, which may take long
             try:

@@ -106,7 +106,7 @@ async def test_what_cannot_be_written_at_the_end_is_in_the_log_line_by_line(hurr
     clerk.start()
     for number in range(2):
         clerk.enqueue(entry(number))
-    await clerk.stop(20)
+    await clerk.stop(0.5)
     lost = [line for line in json_lines(logged()) if line["event"] == "ledger_entry_unwritten"]
     assert [line["call_id"] for line in lost] == [entry(number).call_id for number in range(2)]
     assert lost[0]["cost_usd"] == str(entry().cost_usd)
