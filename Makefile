@@ -40,7 +40,6 @@ format: setup ## Put the code into its standard form
 
 coverage: setup ## Run every test and show the branches that none takes
 	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 ci: tools setup lint coverage ## What has to be green before a change lands
