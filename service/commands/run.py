@@ -141,7 +141,9 @@ class _Run:
         password = admin.password if admin else _UNKNOWN_PASSWORD
         hint = "" if admin else f" (put yours for {_UNKNOWN_PASSWORD}; `tollbook users passwd {username}` sets another)"
         model_hint = f" (put the name of one for {_ANY_MODEL})" if model == _ANY_MODEL else ""
-        for line in (
+        # Not through Rich, which would wrap and colour what is to be copied. In one write: the workers log to the same
+        # place, and a line of theirs between these would be copied too.
+        lines = (
             f"Tollbook is ready at {self._base_url}, with its pages at {self._base_url}/docs. Ctrl-C stops it.",
             f"# 1. Get a token{hint}",
             token_line(self._base_url, username, password),
@@ -149,9 +151,8 @@ class _Run:
             curl_line(self._base_url, model),
             f"# 3. Call it with the openai SDK{model_hint}",
             sdk_line(self._base_url, model),
-        ):
-            # Not through Rich, which would wrap and colour what is to be copied.
-            typer.echo(line)
+        )
+        typer.echo("\n".join(lines))
 
     def _say(self, text: str) -> None:
         self._progress.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -205,8 +206,8 @@ def _interpreter() -> str:
 
 
 def _print_admin(admin: FirstAdmin) -> None:
-    for line in ("First admin, shown once:", f"  user name  {admin.username}", f"  password   {admin.password}"):
-        typer.echo(line)
+    lines = ("First admin, shown once:", f"  user name  {admin.username}", f"  password   {admin.password}")
+    typer.echo("\n".join(lines))
 
 
 def _reachable(host: str) -> str:

@@ -19,7 +19,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.bootstrap import FirstAdmin
+from service.commands.run import _Run
 from service.local.model import MODEL_NAME
+from service.settings import load_settings
 from tests.support.service import PASSWORD, RunningService, clean_environment, free_port, processes
 from tests.support.tools import require_package, require_tool
 from tests.support.waiting import eventually
@@ -102,6 +105,14 @@ def model_of(service: RunningService) -> int:
 def command_line(pid: int) -> str:
     shown = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return shown.stdout
+
+
+def test_no_log_line_can_come_between_the_lines_to_copy(monkeypatch):
+    reader, writer = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    with reader, writer, os.fdopen(os.dup(writer.fileno()), "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        _Run(load_settings())._print_lines(FirstAdmin("ada", PASSWORD), "some-model")
+        assert len(lines_to_copy(reader.recv(65536).decode())) == 6, "each write is a packet of its own"
 
 
 def test_the_three_lines_work_in_bash_as_they_are(first):
