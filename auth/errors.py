@@ -2,11 +2,15 @@
 other routes render a `BearerError` in a shape of their own.
 
 AuthError
-├── OAuthError                     the token endpoint, RFC 6749 §5.2
+├── OAuthError                     /token, /revoke, /introspect: RFC 6749 §5.2
 │   ├── InvalidRequest             400 invalid_request
+│   ├── InvalidClient              401 invalid_client
 │   ├── InvalidGrant               400 invalid_grant
+│   ├── UnauthorizedClient         400 unauthorized_client
 │   ├── UnsupportedGrantType       400 unsupported_grant_type
+│   ├── UnsupportedTokenType       400 unsupported_token_type
 │   ├── InvalidScope               400 invalid_scope
+│   ├── SlowDown                   429 slow_down, with Retry-After
 │   └── TemporarilyUnavailable     503 temporarily_unavailable, with Retry-After
 └── BearerError                    every route that needs a principal, RFC 6750 §3
     ├── NoCredentials              401, no error code: §3.1
@@ -49,7 +53,7 @@ class AuthError(Exception):
 
 
 class OAuthError(AuthError):
-    """The token endpoint refuses. `error` is the code of RFC 6749 §5.2."""
+    """An endpoint of the authorization server refuses. `error` is the code of RFC 6749 §5.2."""
 
     status = 400
     error: ClassVar[str]
@@ -62,21 +66,70 @@ class InvalidRequest(OAuthError):  # noqa: N818  # these are named by their code
     error = "invalid_request"
 
 
+class InvalidClient(OAuthError):  # noqa: N818
+    """The client did not prove who it is. One message for all the ways to fail, as of `InvalidGrant`."""
+
+    status = 401
+    error = "invalid_client"
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__("The client is unknown, or its secret is wrong.", reason=reason)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The challenge that RFC 6749 §5.2 asks for."""
+        return {"WWW-Authenticate": f'Basic realm="{REALM}"'}
+
+
 class InvalidGrant(OAuthError):  # noqa: N818
     """One message for all the ways to fail, so that it tells nobody which names exist."""
 
     error = "invalid_grant"
 
-    def __init__(self, *, reason: str) -> None:
-        super().__init__("The username or the password is wrong.", reason=reason)
+    def __init__(
+        self, description: str = "The username or the password is wrong.", *, reason: str, subject: str | None = None
+    ) -> None:
+        super().__init__(description, reason=reason)
+        self.subject = subject  # whose it would have been; for the log only
+
+
+class UnauthorizedClient(OAuthError):  # noqa: N818
+    """The client may not use this grant."""
+
+    error = "unauthorized_client"
 
 
 class UnsupportedGrantType(OAuthError):  # noqa: N818
     error = "unsupported_grant_type"
 
 
+class UnsupportedTokenType(OAuthError):  # noqa: N818
+    """RFC 7009 §2.2.1."""
+
+    error = "unsupported_token_type"
+
+
 class InvalidScope(OAuthError):  # noqa: N818
     error = "invalid_scope"
+
+
+class SlowDown(OAuthError):  # noqa: N818
+    """Too many failed logins. The code is that of RFC 8628 §3.5; RFC 6749 has none for it.
+
+    Args:
+        retry_after_seconds: until an attempt is looked at again.
+    """
+
+    status = 429
+    error = "slow_down"
+
+    def __init__(self, *, retry_after_seconds: int, reason: str = "throttled") -> None:
+        super().__init__("Too many failed logins. Wait before the next.", reason=reason)
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_seconds)}
 
 
 class TemporarilyUnavailable(OAuthError):  # noqa: N818

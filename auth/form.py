@@ -9,11 +9,14 @@ from urllib.parse import parse_qsl
 from starlette.requests import ClientDisconnect, Request
 
 from auth.errors import InvalidRequest
+from auth.jwt import MAX_TOKEN_BYTES
 
 CONTENT_TYPE = "application/x-www-form-urlencoded"
 MAX_BODY_BYTES = 16 * 1024
 MAX_VALUE_BYTES = 1024
 MAX_PARAMETERS = 20
+# An access token with many scopes is longer than anything else that is sent here.
+_LONGER = {"token": MAX_TOKEN_BYTES}
 
 
 async def read_form(request: Request) -> dict[str, str]:
@@ -48,6 +51,6 @@ def parse_form(body: bytes) -> dict[str, str]:
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         raise InvalidRequest("A parameter is in the form more than once.")
-    if any(len(value.encode()) > MAX_VALUE_BYTES for _, value in pairs):
-        raise InvalidRequest(f"A parameter is longer than {MAX_VALUE_BYTES} bytes.")
+    if any(len(value.encode()) > _LONGER.get(name, MAX_VALUE_BYTES) for name, value in pairs):
+        raise InvalidRequest(f"A parameter is longer than {MAX_VALUE_BYTES} bytes; a token, than {MAX_TOKEN_BYTES}.")
     return {name: value for name, value in pairs if value}

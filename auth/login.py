@@ -1,96 +1,106 @@
-"""The password grant, in order: throttle -> verify -> rehash -> scopes -> count."""
+"""Is it the user? In order: throttle -> find -> verify -> rehash -> count."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
-from auth.errors import InvalidGrant, InvalidScope, OAuthError, TemporarilyUnavailable
+from auth.database import DatabaseUnavailable
+from auth.errors import InvalidGrant, OAuthError, TemporarilyUnavailable
 from auth.passwords import Passwords, PasswordsBusy
-from auth.scopes import InvalidScopeString, parse_scope
-from auth.tokens import IssuedToken, Tokens
-from auth.users import User, Users, UsersUnavailable
+from auth.throttle import LoginThrottle
+from auth.users import User, Users
 
 log = structlog.get_logger("auth.login")
 
 RecordEvent = Callable[[str, str, str], None]
 """Counts one event: `event`, `result` (ok, refused, error) and `reason`, each from a closed set."""
+_TOO_MANY = "Too many logins at once."
 
 
 class Login:
-    """Turns a username and a password into an access token, and counts each way out."""
+    """Finds the user of a username and a password, and counts each way out."""
 
-    def __init__(self, users: Users, passwords: Passwords, tokens: Tokens, record_event: RecordEvent) -> None:
+    def __init__(self, users: Users, passwords: Passwords, throttle: LoginThrottle, record_event: RecordEvent) -> None:
         self._users = users
         self._passwords = passwords
-        self._tokens = tokens
+        self._throttle = throttle
         self._record_event = record_event
+        self._at_work = 0
 
-    async def with_password(self, username: str, password: str, scope: str = "") -> IssuedToken:
-        """Log a user in.
+    async def with_password(self, username: str, password: str, address: str) -> User:
+        """Who it is, as they were when the password was verified but for a new hash of it.
 
         Args:
             username: as typed; any string.
             password: as typed; any string.
-            scope: the scope string asked for (RFC 6749 §3.3). Empty: all the user has. Else what both have.
+            address: where it comes from; empty where there is none.
 
         Raises:
             InvalidGrant: no such user, wrong password, or disabled; the three cannot be told apart.
-            InvalidScope: not a scope string, or nothing of it is the user's.
-            TemporarilyUnavailable: the hashing queue is full, or the database does not answer.
+            SlowDown: too many failures before; nothing was looked at.
+            TemporarilyUnavailable: too many at once, or the database does not answer.
         """
-        found: User | None = None
         try:
-            # A throttle belongs here, first: it has to be cheaper than the hashing it protects.
-            found = await self._find(username)
-            user = await self._verify(found, password)
-            await self._rehash(user, password)
-            token = self._tokens.issue(user.id, user.username, _granted(scope, user))
+            user = await self._attempt(username, password, address)
+        except DatabaseUnavailable as error:
+            refusal = TemporarilyUnavailable("The user database does not answer.", reason="database")
+            raise self._counted(refusal) from error
         except OAuthError as error:
-            result = "error" if isinstance(error, TemporarilyUnavailable) else "refused"
-            self._record_event("login", result, error.reason)
-            # Never the name as typed: people type passwords into the wrong field.
-            log.warning("login_failed", reason=error.reason, subject=found and found.id)
-            raise
+            raise self._counted(error) from error.__cause__
         self._record_event("login", "ok", "none")
-        log.info("login", subject=user.id, jti=token.jti, scope=token.scope)
-        return token
+        log.info("login", subject=user.id)
+        return user
 
-    async def _find(self, username: str) -> User | None:
+    def _counted(self, error: OAuthError) -> OAuthError:
+        result = "error" if isinstance(error, TemporarilyUnavailable) else "refused"
+        self._record_event("login", result, error.reason)
+        # Never the name as typed: people type passwords into the wrong field.
+        log.warning("login_failed", reason=error.reason, subject=getattr(error, "subject", None))
+        return error
+
+    async def _attempt(self, username: str, password: str, address: str) -> User:
+        # There will be no place to hash for more; told now, they cost the streams of this worker the least.
+        if self._at_work >= self._passwords.capacity:
+            raise TemporarilyUnavailable(_TOO_MANY, reason="busy")
+        self._at_work += 1
         try:
-            return await self._users.get(username)
-        except UsersUnavailable as error:
-            raise TemporarilyUnavailable("The user database does not answer.", reason="database") from error
+            async with self._throttle.attempt(username, address) as attempt:
+                found = await self._users.get(username)
+                try:
+                    user = await self._verify(found, password)
+                except InvalidGrant:
+                    await attempt.failed()
+                    raise
+                await attempt.succeeded()
+            return await self._rehash(user, password)
+        finally:
+            self._at_work -= 1
 
     async def _verify(self, user: User | None, password: str) -> User:
         try:
             matches = await self._passwords.verify(password, user.password_hash if user else None)
         except PasswordsBusy as error:
-            raise TemporarilyUnavailable("Too many logins at once.", reason="busy") from error
+            raise TemporarilyUnavailable(_TOO_MANY, reason="busy") from error
         if user is None:
             raise InvalidGrant(reason="unknown_user")
         if not matches:
-            raise InvalidGrant(reason="wrong_password")
+            raise InvalidGrant(reason="wrong_password", subject=user.id)
         if user.disabled:
-            raise InvalidGrant(reason="disabled")
+            raise InvalidGrant(reason="disabled", subject=user.id)
         return user
 
-    async def _rehash(self, user: User, password: str) -> None:
+    async def _rehash(self, user: User, password: str) -> User:
         """Bring the stored hash up to today's parameters, now that the password is at hand; no login fails by it."""
         if not self._passwords.needs_update(user.password_hash):
-            return
+            return user
         try:
             new = await self._passwords.hash(password)
-            await self._users.set_password_hash(user.id, new, replacing=user.password_hash)
-        except (PasswordsBusy, UsersUnavailable) as error:
+            if await self._users.set_password_hash(user.id, new, replacing=user.password_hash):
+                return replace(user, password_hash=new)
+            current = await self._users.get_by_id(user.id)
+        except (PasswordsBusy, DatabaseUnavailable) as error:
             log.warning("rehash_failed", subject=user.id, reason=type(error).__name__)
-
-
-def _granted(scope: str, user: User) -> frozenset[str]:
-    try:
-        asked = parse_scope(scope)
-    except InvalidScopeString as error:
-        raise InvalidScope("The scope is not a list of scope tokens with one space between them.") from error
-    granted = asked & user.scopes if asked else user.scopes
-    if not granted:
-        raise InvalidScope("Nothing of the scope that was asked for can be granted.")
-    return granted
+            return user
+        # Another login of theirs was faster. A new password would have been a change of the user; a new hash is none.
+        return current if current is not None and current.updated_at == user.updated_at else user

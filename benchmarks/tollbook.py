@@ -17,6 +17,7 @@ from typing import Final
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
+from auth.database import Database
 from auth.passwords import Passwords
 from auth.scopes import Scope
 from auth.users import Users
@@ -55,7 +56,7 @@ def make_state(directory: Path, users: int) -> list[str]:
         try:
             await migrate(engine)
             for name in names:
-                await Users(engine).add(name, _PASSWORD, [Scope.LLM], passwords=passwords)
+                await Users(Database(engine)).add(name, _PASSWORD, [Scope.LLM], passwords=passwords)
         finally:
             passwords.close()
             await engine.dispose()

@@ -45,6 +45,12 @@ def timed(scope: MutableMapping[str, Any], stage: str) -> Iterator[None]:
             context.timings[stage] = context.timings.get(stage, 0.0) + time.perf_counter() - began
 
 
+def request_id_of(scope: MutableMapping[str, Any]) -> str:
+    """The id of a request; empty where there is none."""
+    context: RequestContext | None = scope.get(_KEY)
+    return context.request_id if context is not None else ""
+
+
 def request_context(scope: MutableMapping[str, Any]) -> RequestContext:
     """The context of a request.
 

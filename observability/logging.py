@@ -30,18 +30,19 @@ def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
     return event
 
 
-def _escape(text: str) -> str:
+def printable(text: str) -> str:
+    """The text with control characters spelled out, so that it can forge no line and move no cursor."""
     return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return {_escape(key): _escape(value) if isinstance(value, str) else value for key, value in event.items()}
+    return {printable(key): printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _indented(out: TextIO, exc_info: ExcInfo) -> None:
     """A traceback whose every line shows that it is part of one. No local variables: they hold passwords."""
     lines = "".join(traceback.format_exception(*exc_info)).rstrip("\n").split("\n")
-    out.write("\n" + "\n".join(f"  | {_escape(line)}" for line in lines))
+    out.write("\n" + "\n".join(f"  | {printable(line)}" for line in lines))
 
 
 def _name_server_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
+from auth.metadata import router as metadata_router
 from auth.router import router as auth_router
 from observability import multiprocess
 from observability.logging import configure_logging
@@ -22,7 +23,7 @@ from observability.metrics import Metrics
 from observability.middleware import RequestMiddleware
 from observability.tracing import Tracing
 from service import health
-from service.api import chat, generate, metrics_route, models, usage
+from service.api import admin, chat, generate, metrics_route, models, usage
 from service.errors import UnexpectedErrorMiddleware, add_error_handlers
 from service.http import OPERATIONAL_PATHS, AllowedHostsMiddleware, BodyLimitsMiddleware, SecurityHeadersMiddleware
 from service.openapi import add_body_schemas
@@ -62,8 +63,17 @@ def create_app(settings: Settings) -> FastAPI:
         swagger_ui_init_oauth={"scopes": "llm usage:read"},
     )
     add_error_handlers(app)
-    add_body_schemas(app, chat.ChatCompletionRequest, generate.Question)
-    for room in (auth_router, chat.router, generate.router, models.router, usage.router, health.router):
+    add_body_schemas(app, chat.ChatCompletionRequest, generate.Question, *admin.bodies)
+    for room in (
+        auth_router,
+        metadata_router,
+        chat.router,
+        generate.router,
+        models.router,
+        usage.router,
+        *admin.routers,
+        health.router,
+    ):
         app.include_router(room)
     if watch.metrics_enabled:
         app.include_router(metrics_route.make_router(registry))

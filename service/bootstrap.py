@@ -9,10 +9,11 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from auth.keys import load_or_create
-from auth.passwords import Passwords
+from auth.database import Database, DatabaseUnavailable
+from auth.keyfiles import load_or_create
+from auth.passwords import PasswordPolicy, Passwords
 from auth.scopes import Scope
-from auth.users import UsernameTaken, Users, UsersUnavailable
+from auth.users import UsernameTaken, Users
 from observability.logging import get_logger
 from service.database import SchemaUnknown, is_current, make_engine, migrate
 from service.llm.catalog import Catalog
@@ -21,7 +22,7 @@ from service.settings import Settings, SettingsError
 log = get_logger("service.bootstrap")
 
 _RETRY_SECONDS: Final = 2.0
-DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, UsersUnavailable, SchemaUnknown)
+DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, DatabaseUnavailable, SchemaUnknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,11 @@ def load_catalog(settings: Settings) -> Catalog:
 
 
 def prepare_state_dir(settings: Settings) -> None:
-    """Make the state directory and the signing key.
+    """Make the state directory and, where they are in files, the signing keys.
 
     Raises:
         SettingsError: the directory cannot be written.
-        KeyFileError: the key is unreadable or open to others.
+        KeyFileError: a key is unreadable or open to others.
     """
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +63,8 @@ def prepare_state_dir(settings: Settings) -> None:
         raise SettingsError(f"TOLLBOOK_STATE_DIR: {settings.state_dir}: {error.strerror}") from None
     if not os.access(settings.state_dir, os.W_OK | os.X_OK):
         raise SettingsError(f"TOLLBOOK_STATE_DIR: {settings.state_dir} cannot be written")
-    load_or_create(settings.key_dir)
+    if settings.auth.auth_key_encryption_key is None:
+        load_or_create(settings.key_dir, settings.auth.auth_signing_algorithm)
 
 
 def make_passwords(settings: Settings) -> Passwords:
@@ -74,6 +76,7 @@ def make_passwords(settings: Settings) -> Passwords:
         parallelism=auth.auth_argon2_parallelism,
         threads=auth.auth_hash_threads,
         max_waiting=auth.auth_hash_max_waiting,
+        policy=PasswordPolicy(auth.auth_password_min_length, auth.auth_password_min_score),
     )
 
 
@@ -105,7 +108,7 @@ async def ensure_ready(settings: Settings, *, generate_admin: bool) -> FirstAdmi
 async def _first_admin(
     settings: Settings, engine: AsyncEngine, passwords: Passwords, *, generate: bool
 ) -> FirstAdmin | None:
-    users = Users(engine)
+    users = Users(Database(engine))
     if await users.count() > 0:
         return None
     given = settings.admin_password
@@ -126,7 +129,7 @@ async def keep_trying(settings: Settings, engine: AsyncEngine) -> None:
     while True:
         try:
             current = await is_current(engine)
-            if current and await Users(engine).count() > 0:
+            if current and await Users(Database(engine)).count() > 0:
                 return
             if current or settings.migrate_on_start:
                 await ensure_ready(settings, generate_admin=False)

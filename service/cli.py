@@ -9,15 +9,22 @@ from typing import Annotated
 import typer
 from dotenv import load_dotenv
 
+from service.commands import clients, keys, sessions, signing_keys, teams, users
 from service.commands import doctor as doctor_command
 from service.commands import serve as serve_command
-from service.commands import users as users_commands
+from service.commands.audit_log import print_audit_log
 from service.commands.config import print_config
+from service.commands.directory import AsJson, encodable
 from service.commands.environment import settings_or_exit
 from service.commands.run import run as run_service
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="An LLM service where every call is on the books.")
-app.add_typer(users_commands.app, name="users", help="Who may call.")
+app.add_typer(users.app, name="users", help="The people who may call.")
+app.add_typer(teams.app, name="teams", help="Who belongs together.")
+app.add_typer(clients.app, name="clients", help="Programs that get tokens of their own.")
+app.add_typer(keys.app, name="keys", help="API keys.")
+app.add_typer(sessions.app, name="sessions", help="Who is logged in.")
+app.add_typer(signing_keys.app, name="signing-keys", help="What access tokens are signed with.")
 
 
 @app.command()
@@ -48,6 +55,22 @@ def config() -> None:
 def doctor() -> None:
     """Check database, key, catalog and each upstream, and say what to do."""
     raise typer.Exit(asyncio.run(doctor_command.examine(settings_or_exit())))
+
+
+@app.command()
+def audit_log(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many records.")] = 50,
+    actor: Annotated[
+        str | None, typer.Option(help="Only by this one: id of a user or client, cli or system.", callback=encodable)
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Only about what has this id.", callback=encodable)] = None,
+    before: Annotated[
+        str | None, typer.Option(help="Only those older than the record of this id.", callback=encodable)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who changed what, the newest first."""
+    print_audit_log(limit=limit, actor=actor, target=target, before=before, as_json=as_json)
 
 
 @app.command()

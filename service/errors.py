@@ -1,19 +1,23 @@
 """The errors of the service, and the one file that knows OpenAI's error envelope.
 
-There are two shapes. `/token` and `/users/*` speak RFC 6749 (auth/errors.py); everything else answers
+There are two shapes. The authorization server and `/users/*` speak RFC 6749 (auth/errors.py); everything else answers
 `{"error": {"message", "type", "param", "code"}}`, which OpenAI's clients turn into their exception classes.
 
 ServiceError
 ├── InvalidRequest         400
 │   └── UnprocessableRequest 422
+├── Forbidden              403
+├── NotFound               404
+├── Conflict               409
 ├── RequestTimeout         408
 ├── ModelNotFound          404
+│   └── ModelForbidden     404, as if it were not there
 ├── BodyTooLarge           413
 ├── UnsupportedMediaType   415
 └── Unavailable            503
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +25,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from auth.errors import NO_STORE, BearerError, OAuthError, bearer_error_response, oauth_error_response
@@ -29,6 +34,7 @@ from service.llm.failures import UpstreamFailure
 
 log = get_logger("service.errors")
 
+_OAUTH_PATHS = frozenset({"/token", "/revoke", "/introspect"})
 _TYPES = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
@@ -61,9 +67,28 @@ class RequestTimeout(ServiceError):  # noqa: N818
     code = "request_timeout"
 
 
+class Forbidden(ServiceError):  # noqa: N818
+    status = HTTPStatus.FORBIDDEN
+    code = "forbidden"
+
+
+class NotFound(ServiceError):  # noqa: N818
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
+class Conflict(ServiceError):  # noqa: N818
+    status = HTTPStatus.CONFLICT
+    code = "conflict"
+
+
 class ModelNotFound(ServiceError):  # noqa: N818
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
+
+
+class ModelForbidden(ModelNotFound):
+    """There is such a model, but not for this principal."""
 
 
 class BodyTooLarge(ServiceError):  # noqa: N818
@@ -97,7 +122,7 @@ def envelope(
 
 def _speaks_oauth(scope: Scope) -> bool:
     path: str = scope["path"]
-    return path == "/token" or path.startswith("/users/")
+    return path in _OAUTH_PATHS or path.startswith(("/users/", "/.well-known/"))
 
 
 def _oauth_shape(
@@ -114,8 +139,10 @@ def _bearer(request: Request, error: BearerError) -> JSONResponse:
     return envelope(error.status, error.description, code=error.error or "missing_credentials", headers=error.headers)
 
 
-def _oauth(_request: Request, error: OAuthError) -> JSONResponse:
-    return oauth_error_response(error)
+def _oauth(request: Request, error: OAuthError) -> JSONResponse:
+    if _speaks_oauth(request.scope):
+        return oauth_error_response(error)
+    return envelope(error.status, error.description, code=error.error, headers=error.headers)
 
 
 def _service(request: Request, error: ServiceError) -> JSONResponse:
@@ -129,9 +156,24 @@ def _upstream(_request: Request, error: UpstreamFailure) -> JSONResponse:
 
 
 def _http(request: Request, error: HTTPException) -> JSONResponse:
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names the methods of the first route of this path; RFC 9110 §15.5.6 wants those of all.
+        headers["Allow"] = ", ".join(sorted(_methods(request.app.routes, request.scope)))
     if _speaks_oauth(request.scope):
-        return _oauth_shape(error.status_code, str(error.detail), error.headers)
-    return envelope(error.status_code, str(error.detail), headers=error.headers)
+        return _oauth_shape(error.status_code, str(error.detail), headers)
+    return envelope(error.status_code, str(error.detail), headers=headers)
+
+
+def _methods(routes: Iterable[Any], scope: Scope) -> set[str]:
+    found: set[str] = set()
+    for route in routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            found |= _methods(included.routes, scope)
+        elif route.matches(scope)[0] is not Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return found
 
 
 def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:

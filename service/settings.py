@@ -5,7 +5,9 @@ each room only its own. docs/configuration.md is generated from this file: `make
 """
 
 import difflib
+import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -29,6 +31,16 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("is not a JSON object") from None
+
+
+JsonObject = Annotated[dict[str, str], NoDecode, BeforeValidator(_object)]
 CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -40,14 +52,45 @@ class _Group(BaseSettings):
 
 
 class AuthSettings(_Group):
-    """Tokens and passwords."""
+    """Tokens, keys, passwords, logins."""
 
-    auth_issuer: str = Field("tollbook", min_length=1, description="`iss` of the access tokens.")
+    auth_issuer: str = Field(
+        "tollbook", min_length=1, description="`iss` of the access tokens. In production the public https address."
+    )
     auth_audience: str = Field("tollbook", min_length=1, description="`aud` of the access tokens.")
     auth_token_ttl_seconds: int = Field(3600, ge=60, le=86400, description="Life of an access token, in seconds.")
     auth_leeway_seconds: int = Field(5, ge=0, le=120, description="Clock skew allowed when a token is checked.")
+    auth_refresh_ttl_seconds: int = Field(
+        14 * 86400, ge=60, description="Life of a refresh token that is not used, in seconds."
+    )
+    auth_session_ttl_seconds: int = Field(
+        90 * 86400, ge=60, description="Longest time until a user has to log in again, in seconds."
+    )
+    auth_refresh_overlap_seconds: int = Field(
+        10, ge=0, le=60, description="How long a client that lost the answer may send a spent refresh token again."
+    )
+    auth_default_client: bool = Field(
+        True, description="Allow users to log in without a `client_id`, as the built-in public client `tollbook`."
+    )
     auth_key_dir: Path | None = Field(
-        None, description="Directory of the ES256 signing key. Default: `keys` in the state directory."
+        None, description="Directory of the signing keys. Default: `keys` in the state directory."
+    )
+    auth_key_encryption_key: SecretStr | None = Field(
+        None,
+        description="32 bytes in base64. Set it to keep the signing keys in the database, encrypted by it: for several "
+        "replicas.",
+    )
+    auth_signing_algorithm: Literal["ES256", "RS256", "HS256"] = Field(
+        "ES256", description="Algorithm of new signing keys. `HS256` keys are accepted only while this says so."
+    )
+    auth_key_rotation_days: float = Field(
+        30,
+        ge=0,
+        allow_inf_nan=False,
+        description="Age of a signing key at which it is replaced, in days; 0: never.",
+    )
+    auth_key_publish_seconds: int = Field(
+        600, ge=10, le=86400, description="How long a new signing key is published before it signs, in seconds."
     )
     auth_argon2_time_cost: int = Field(1, ge=1, description="Argon2id passes.")
     auth_argon2_memory_kib: int = Field(
@@ -58,9 +101,69 @@ class AuthSettings(_Group):
     auth_hash_max_waiting: int = Field(
         32, ge=1, description="Logins that may wait for a hashing thread, in each worker; past it the answer is 503."
     )
-    auth_revocation_interval_seconds: Positive = Field(
-        2.0, le=5, description="How often a worker reads which users are disabled, in seconds."
+    auth_password_min_length: int = Field(12, ge=8, le=64, description="Fewest characters of a new password.")
+    auth_password_min_score: int = Field(
+        2, ge=0, le=4, description="Least strength of a new password, as zxcvbn scores it; 0 does not ask."
     )
+    auth_login_free_failures: int = Field(
+        5, ge=1, description="Failed logins of one account from one address before there is a delay."
+    )
+    auth_login_address_failures: int = Field(
+        50, ge=1, description="Failed logins from one address, of any account, before there is a delay."
+    )
+    auth_login_account_failures: int = Field(
+        100, ge=1, description="Failed logins of one account from anywhere before strange addresses are delayed."
+    )
+    auth_login_max_delay_seconds: int = Field(
+        900, ge=1, le=86400, description="Longest delay after failed logins, in seconds."
+    )
+    auth_revocation_interval_seconds: Positive = Field(
+        2.0, le=5, description="How often a worker reads what was revoked, in seconds."
+    )
+
+    @field_validator("auth_key_encryption_key")
+    @classmethod
+    def _thirty_two_bytes(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                key = b64decode(value.get_secret_value().translate(str.maketrans("-_", "+/")), validate=True)
+            except ValueError:
+                key = b""
+            if len(key) != 32:  # noqa: PLR2004  # AES-256
+                raise ValueError("32 bytes in base64 are expected; make them by: openssl rand -base64 32")
+        return value
+
+
+class OidcSettings(_Group):
+    """An outside identity provider whose access tokens are accepted too. Off unless an issuer is set."""
+
+    oidc_issuer: str | None = Field(None, description="`iss` of its tokens.")
+    oidc_audience: str | None = Field(None, description="`aud` its tokens must have. Required with an issuer.")
+    oidc_jwks_url: str | None = Field(None, description="Address of its JWK set. One of this and the file is required.")
+    oidc_jwks_file: Path | None = Field(None, description="File with its JWK set.")
+    oidc_algorithms: CommaSeparated = Field(
+        ["RS256", "ES256"],
+        description="Signature algorithms accepted, comma separated: `RS256`, `ES256` and the like.",
+    )
+    oidc_principal_claim: str = Field("sub", min_length=1, description="Claim that names the principal.")
+    oidc_team_claim: str | None = Field(None, description="Claim that names the team.")
+    oidc_scope_claim: str = Field(
+        "scope", min_length=1, description="Claim with scopes, roles or groups: a string with spaces, or a list."
+    )
+    oidc_scope_map: JsonObject = Field(
+        {},
+        description="JSON object: from a value of that claim to scopes. Empty: values are scopes themselves.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.oidc_issuer is None:
+            return self
+        if self.oidc_audience is None:
+            raise ValueError("TOLLBOOK_OIDC_AUDIENCE is required with TOLLBOOK_OIDC_ISSUER")
+        if (self.oidc_jwks_url is None) == (self.oidc_jwks_file is None):
+            raise ValueError("set one of TOLLBOOK_OIDC_JWKS_URL and TOLLBOOK_OIDC_JWKS_FILE with TOLLBOOK_OIDC_ISSUER")
+        return self
 
 
 class ObservabilitySettings(_Group):
@@ -148,6 +251,7 @@ class Settings(_Group):
     )
     # NoDecode: a stray TOLLBOOK_AUTH is not read as JSON for the whole group; `load_settings` puts the groups in.
     auth: Annotated[AuthSettings, NoDecode] = Field(default_factory=AuthSettings)
+    oidc: Annotated[OidcSettings, NoDecode] = Field(default_factory=OidcSettings)
     observability: Annotated[ObservabilitySettings, NoDecode] = Field(default_factory=ObservabilitySettings)
     http: Annotated[HttpSettings, NoDecode] = Field(default_factory=HttpSettings)
 
@@ -178,6 +282,12 @@ class Settings(_Group):
             )
         return value
 
+    @model_validator(mode="after")
+    def _two_issuers(self) -> Self:
+        if self.oidc.oidc_issuer == self.auth.auth_issuer:
+            raise ValueError("TOLLBOOK_OIDC_ISSUER must be another than TOLLBOOK_AUTH_ISSUER, which is our own")
+        return self
+
     @property
     def effective_database_url(self) -> str:
         """The database to use: the one that was set, else the SQLite file in the state directory."""
@@ -190,12 +300,13 @@ class Settings(_Group):
 
     @property
     def key_dir(self) -> Path:
-        """Where the signing key is."""
+        """Where the signing keys are, unless they are in the database."""
         return self.auth.auth_key_dir or self.state_dir / "keys"
 
 
 GROUPS: dict[str, type[BaseSettings]] = {
     "auth": AuthSettings,
+    "oidc": OidcSettings,
     "observability": ObservabilitySettings,
     "http": HttpSettings,
 }

@@ -8,21 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from auth.keys import load_or_create
-from auth.login import Login
-from auth.revocation import DisabledUsers
-from auth.service import AuthService
-from auth.tokens import Tokens
-from auth.users import Users
 from observability.genai import Books
 from observability.ledger.clerk import Clerk
 from observability.ledger.query import LedgerReader
 from observability.logging import get_logger
 from observability.metrics import Metrics
 from observability.tracing import Tracing
-from service.bootstrap import keep_trying, load_catalog, make_passwords
+from service.authorization import authorization
+from service.bootstrap import keep_trying, load_catalog
 from service.database import make_engine
 from service.health import Health
 from service.llm.client import Upstreams
@@ -37,27 +31,6 @@ _LAG_INTERVAL_SECONDS: Final = 0.5
 _GC_THRESHOLD: Final = 10_000  # allocations between two looks at the youngest; Python's own is 700
 
 
-def _make_auth(settings: Settings, engine: AsyncEngine, metrics: Metrics) -> AuthService:
-    auth = settings.auth
-    users = Users(engine)
-    passwords = make_passwords(settings)
-    tokens = Tokens(
-        load_or_create(settings.key_dir),
-        issuer=auth.auth_issuer,
-        audience=auth.auth_audience,
-        ttl_seconds=auth.auth_token_ttl_seconds,
-        leeway_seconds=auth.auth_leeway_seconds,
-    )
-    return AuthService(
-        login=Login(users, passwords, tokens, metrics.record_auth_event),
-        tokens=tokens,
-        users=users,
-        passwords=passwords,
-        disabled=DisabledUsers(users.disabled_ids, auth.auth_revocation_interval_seconds),
-        record_event=metrics.record_auth_event,
-    )
-
-
 @asynccontextmanager
 async def worker_state(settings: Settings, metrics: Metrics, tracing: Tracing) -> AsyncIterator[State]:
     """The lifespan of a worker. At its end the server has closed the open calls: their entries are flushed here."""
@@ -66,10 +39,7 @@ async def worker_state(settings: Settings, metrics: Metrics, tracing: Tracing) -
         engine = make_engine(settings.effective_database_url)
         stack.push_async_callback(engine.dispose)
 
-        auth = _make_auth(settings, engine, metrics)
-        stack.callback(auth.passwords.close)
-        await auth.disabled.start()
-        stack.push_async_callback(auth.disabled.stop)
+        auth = await stack.enter_async_context(authorization(settings, engine, metrics.record_auth_event))
 
         clerk = Clerk(engine, metrics.record_ledger)
         clerk.start()

@@ -6,13 +6,21 @@ import json
 from typing import Any, Final, Never, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from service.errors import InvalidRequest, UnsupportedMediaType
 
 _MAX_PARTS: Final = 100_000  # objects and arrays: reading a million of them holds the event loop for a second
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+AS_WHOLE_NUMBER: Final = BeforeValidator(_whole)
+"""For a strict integer: 99.0 is one, as JSON Schema has it. Last of the annotations, so that the schema keeps all."""
 
 
 async def read_json(request: Request) -> dict[str, Any]:

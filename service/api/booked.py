@@ -8,13 +8,13 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from auth.errors import BearerError
+from auth.errors import AuthError
 from observability.context import request_context
 from observability.entry import Outcome
 from observability.genai import Caller
 from observability.middleware import HTTP_CLIENT_CLOSED_REQUEST
 from service.api.answers import caller_of
-from service.errors import ServiceError
+from service.errors import ModelForbidden, ServiceError
 from service.state import Llm
 
 
@@ -28,7 +28,7 @@ class BookedRoute(APIRoute):
         async def booked(request: Request) -> Response:
             try:
                 return await handler(request)
-            except BearerError as error:
+            except (AuthError, ModelForbidden) as error:
                 _refuse(request, Outcome.REJECTED_AUTH, error.status)
                 raise
             except ServiceError as error:

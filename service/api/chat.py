@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from auth.principal import Principal
 from service.api.answers import Asked, CallResponse, EventStreamAnswer, PlainAnswer
-from service.api.body import check, read_json
+from service.api.body import AS_WHOLE_NUMBER, check, read_json
 from service.api.booked import BookedRoute
-from service.errors import InvalidRequest, ModelNotFound
+from service.errors import InvalidRequest, ModelForbidden, ModelNotFound
 from service.limits.admission import Admitted
 from service.llm.catalog import Catalog, Model
 from service.openapi import errors, json_body
@@ -20,7 +21,7 @@ router = APIRouter(prefix="/v1", tags=["llm"], route_class=BookedRoute)
 # What a model call can be answered with besides its answer; the upstream's own 4xx are passed on too.
 CALL_ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 
-TokenLimit = Annotated[int, Field(ge=1, strict=True)] | None
+TokenLimit = Annotated[int, Field(ge=1, strict=True), AS_WHOLE_NUMBER] | None
 
 
 class StreamOptions(BaseModel):
@@ -28,7 +29,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(None, strict=True)
 
 
 class ChatCompletionRequest(BaseModel):
@@ -40,10 +41,13 @@ class ChatCompletionRequest(BaseModel):
     messages: list[Any] = Field(min_length=1)
     stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128, strict=True)] | None = None
+    n: Annotated[int, Field(ge=1, le=128, strict=True), AS_WHOLE_NUMBER] | None = None
     max_tokens: TokenLimit = None
     max_completion_tokens: TokenLimit = None
 
+
+# One sentence for both, so that it tells nobody which models there are.
+_NO_MODEL = "The model does not exist, or you may not use it."
 
 _EXAMPLES = {
     "plain": {"value": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Say hello."}]}},
@@ -68,7 +72,7 @@ async def create_chat_completion(request: Request, principal: Admitted) -> Respo
     found = await read_json(request)
     wanted = check(ChatCompletionRequest, found, InvalidRequest)
     llm: Llm = request.state.llm
-    model = find_model(llm.catalog, wanted.model)
+    model = find_model(llm.catalog, wanted.model, principal)
     stream = bool(wanted.stream)
     ask_usage = stream and not (wanted.stream_options and wanted.stream_options.include_usage)
     if ask_usage:
@@ -81,18 +85,23 @@ async def create_chat_completion(request: Request, principal: Admitted) -> Respo
     return answer(request, asked)
 
 
-def find_model(catalog: Catalog, name: str | None) -> Model:
-    """The model to ask.
+def find_model(catalog: Catalog, name: str | None, principal: Principal) -> Model:
+    """The model to ask. Without a name the default, or the first that the principal may call.
 
     Raises:
         ModelNotFound: there is none of that name.
+        ModelForbidden: there is, but not for this principal.
         InvalidRequest: none was named, and there is no default.
     """
     model = catalog.resolve(name)
-    if model is None and name is None:
-        raise InvalidRequest("Name a model: this service has no default.", param="model")
+    if name is None and (model is None or not principal.may_call(model.name)):
+        model = next((other for other in catalog.models if principal.may_call(other.name)), None)
+        if model is None:
+            raise InvalidRequest("Name a model: this service has no default.", param="model")
     if model is None:
-        raise ModelNotFound("The model does not exist, or you may not use it.", param="model")
+        raise ModelNotFound(_NO_MODEL, param="model")
+    if not principal.may_call(model.name):
+        raise ModelForbidden(_NO_MODEL, param="model")
     return model
 
 

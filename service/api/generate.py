@@ -1,14 +1,14 @@
 """POST /generate and POST /stream: one question, one answer, for callers who want no more than that."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from observability.genai import Call
 from service.api.answers import Asked, PlainAnswer, TextStreamAnswer
-from service.api.body import check, read_json
+from service.api.body import AS_WHOLE_NUMBER, check, read_json
 from service.api.booked import BookedRoute
 from service.api.chat import CALL_ERRORS, encode, find_model
 from service.errors import UnprocessableRequest
@@ -26,7 +26,9 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     question: str = Field(min_length=1, description="What to ask.")
-    max_tokens: int = Field(150, ge=1, strict=True, description="Longest answer, in tokens.")
+    max_tokens: Annotated[int, AS_WHOLE_NUMBER] = Field(
+        150, ge=1, strict=True, description="Longest answer, in tokens."
+    )
     model: str | None = Field(None, min_length=1, description="A model of `/v1/models`; default: the first.")
 
 
@@ -55,7 +57,7 @@ async def _ask(request: Request, principal: Admitted, *, stream: bool) -> Asked:
     found = await read_json(request)
     question = check(Question, found, UnprocessableRequest)
     llm: Llm = request.state.llm
-    model = find_model(llm.catalog, question.model)
+    model = find_model(llm.catalog, question.model, principal)
     body: dict[str, Any] = {
         "model": model.upstream.model,
         "messages": [{"role": "user", "content": question.question}],

@@ -24,7 +24,7 @@ class ModelObject(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models. Empty where any name is passed on to one upstream, which alone knows what it has."""
+    """What the caller may use. Empty where any name is passed on to one upstream, which alone knows what it has."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
@@ -35,14 +35,14 @@ def _shape(model: Model) -> ModelObject:
 
 
 @router.get("/models", responses=errors(401, 403))
-async def list_models(request: Request, _principal: Admitted) -> ModelList:
-    """The models of the catalog."""
+async def list_models(request: Request, principal: Admitted) -> ModelList:
+    """The models of the catalog that the caller may use."""
     llm: Llm = request.state.llm
-    return ModelList(data=[_shape(model) for model in llm.catalog.models])
+    return ModelList(data=[_shape(model) for model in llm.catalog.models if principal.may_call(model.name)])
 
 
 @router.get("/models/{model_id:path}", responses=errors(401, 403, 404, 422))
-async def get_model(request: Request, model_id: str, _principal: Admitted) -> ModelObject:
+async def get_model(request: Request, model_id: str, principal: Admitted) -> ModelObject:
     """One model. Its name may hold slashes."""
     llm: Llm = request.state.llm
-    return _shape(find_model(llm.catalog, model_id))
+    return _shape(find_model(llm.catalog, model_id, principal))

@@ -9,8 +9,9 @@ from rich.progress import Progress
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from auth.keys import KeyFileError
-from auth.users import Users, UsersUnavailable
+from auth.database import Database, DatabaseUnavailable
+from auth.keyfiles import KeyFileError
+from auth.users import Users
 from service.bootstrap import load_catalog, prepare_state_dir
 from service.database import is_current, make_engine
 from service.llm.catalog import Catalog, CatalogError, Upstream
@@ -80,8 +81,8 @@ async def _database(settings: Settings) -> str:
     try:
         if not await is_current(engine):
             raise _Trouble("the schema is not up to date", "Run: tollbook migrate")
-        count = await Users(engine).count()
-    except (SQLAlchemyError, OSError, UsersUnavailable) as error:
+        count = await Users(Database(engine)).count()
+    except (SQLAlchemyError, OSError, DatabaseUnavailable) as error:
         raise _Trouble(
             f"cannot be reached ({type(error).__name__})", "Check TOLLBOOK_DATABASE_URL and that the server is up."
         ) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from auth.keys import KeyFileError
+from auth.keyfiles import KeyFileError
 from observability.logging import configure_logging
 from service.bootstrap import DATABASE_ERRORS, FirstAdmin, ensure_ready, load_catalog, prepare_state_dir
 from service.llm.catalog import CatalogError

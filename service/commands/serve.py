@@ -10,8 +10,9 @@ from typing import Never
 import typer
 from rich.console import Console
 
-from auth.keys import KeyFileError
+from auth.keyfiles import KeyFileError
 from observability.logging import configure_logging, get_logger
+from service.authorization import check_settings
 from service.bootstrap import DATABASE_ERRORS, ensure_ready, load_catalog, prepare_state_dir
 from service.llm.catalog import CatalogError
 from service.settings import Settings, SettingsError
@@ -60,6 +61,7 @@ def serve(settings: Settings) -> Never:
     """Become Gunicorn. Returns only by an exit with a message."""
     try:
         load_catalog(settings)
+        check_settings(settings)
     except (CatalogError, SettingsError) as error:
         _fail(error)
     prepare(settings, must_reach_database=False)

@@ -1,51 +1,23 @@
-"""`tollbook users`: who may call."""
+"""`tollbook users`: the people who may call."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from contextlib import closing
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from auth.passwords import Passwords
-from auth.scopes import Scope
-from auth.users import UnknownUser, Users, UsersUnavailable
+from auth.scopes import DEFAULT_SCOPES, format_scope
+from auth.users import User
 from service.bootstrap import make_passwords
-from service.commands.environment import settings_or_exit
-from service.database import make_engine
+from service.commands.directory import AsJson, Directory, all_pages, in_directory, show, show_one
+from service.commands.keys import state_of
 
 app = typer.Typer(no_args_is_help=True)
 
-Result = TypeVar("Result")
 Username = Annotated[str, typer.Argument(help="Name of the user.")]
 Password = Annotated[
     str | None, typer.Option(envvar="TOLLBOOK_NEW_PASSWORD", help="Asked for when left out.", show_envvar=True)
 ]
-
-
-def _with_users(work: Callable[[Users, Passwords], Awaitable[Result]]) -> Result:
-    settings = settings_or_exit()
-
-    async def inside() -> Result:
-        engine = make_engine(settings.effective_database_url)
-        passwords = make_passwords(settings)
-        try:
-            return await work(Users(engine), passwords)
-        finally:
-            passwords.close()
-            await engine.dispose()
-
-    try:
-        return asyncio.run(inside())
-    except UsersUnavailable as error:
-        message = f"The database cannot be used ({error}). Is it up, and was `tollbook migrate` run?"
-    except UnknownUser:
-        message = "There is no such user."
-    except ValueError as error:
-        message = str(error)
-    Console(stderr=True).print(f"Error: {message}", style="red", highlight=False, markup=False)
-    raise typer.Exit(1)
+Scopes = Annotated[list[str] | None, typer.Option("--scope", help="May be given more than once.")]
 
 
 def _ask_password(password: str | None) -> str:
@@ -59,42 +31,121 @@ def _ask_password(password: str | None) -> str:
 def add(
     username: Username,
     password: Password = None,
-    scope: Annotated[list[Scope] | None, typer.Option(help="May be given more than once.")] = None,
+    scope: Scopes = None,
+    team: Annotated[str | None, typer.Option(help="Name of the team.")] = None,
 ) -> None:
-    """Add a user. Without --scope it may call models and read its own usage."""
+    """Add a user. Without --scope it may call models, read its own usage and manage its own account."""
     secret = _ask_password(password)
-    scopes = scope or [Scope.LLM, Scope.USAGE_READ]
-    user = _with_users(lambda users, passwords: users.add(username, secret, scopes, passwords=passwords))
-    typer.echo(f"Added {user.username} with {' '.join(sorted(user.scopes))}.")
+
+    async def work(directory: Directory) -> User:
+        team_id = await directory.team_id(team)
+        with closing(make_passwords(directory.settings)) as passwords:
+            return await directory.users.add(
+                username, secret, scope or DEFAULT_SCOPES, passwords=passwords, team_id=team_id, by=directory.by
+            )
+
+    user = in_directory(work)
+    typer.echo(f"Added {user.username} with {format_scope(user.scopes)}.")
 
 
 @app.command("list")
-def list_users() -> None:
+def list_users(
+    team: Annotated[str | None, typer.Option(help="Only of this team.")] = None, as_json: AsJson = False
+) -> None:
     """Show all users."""
-    table = Table("username", "scopes", "state", "since", box=None, pad_edge=False)
-    for user in _with_users(lambda users, _: users.list()):
-        state = "disabled" if user.disabled else "active"
-        table.add_row(user.username, " ".join(sorted(user.scopes)), state, f"{user.created_at:%Y-%m-%d %H:%M}")
-    Console(soft_wrap=True).print(table, markup=False)
+
+    async def work(directory: Directory) -> tuple[list[User], dict[str | None, str]]:
+        team_id = await directory.team_id(team)
+        users = await all_pages(directory.users.list, "after", lambda each: each.username, team_id=team_id)
+        return users, await directory.team_names()
+
+    users, teams = in_directory(work)
+    show((_row(user, teams.get(user.team_id)) for user in users), as_json=as_json)
+
+
+@app.command("show")
+def show_user(username: Username, as_json: AsJson = False) -> None:
+    """Show one user, and how many keys and sessions of theirs are alive."""
+
+    async def work(directory: Directory) -> dict[str, Any]:
+        user = await directory.user(username)
+        team = await directory.teams.get(user.team_id) if user.team_id else None
+        keys = await all_pages(directory.api_keys.list, "after", lambda each: each.id, user_id=user.id)
+        sessions = await all_pages(directory.sessions.list, "before", lambda each: each.id, user_id=user.id)
+        alive = [key for key in keys if state_of(key) == "active"]
+        return _row(user, team.name if team else None) | {"keys": len(alive), "sessions": len(sessions)}
+
+    show_one(in_directory(work), as_json=as_json)
+
+
+def _row(user: User, team: str | None) -> dict[str, Any]:
+    return {
+        "username": user.username,
+        "scopes": user.scopes,
+        "team": team,
+        "state": "disabled" if user.disabled else "active",
+        "created_at": user.created_at,
+        "id": user.id,
+    }
 
 
 @app.command()
 def disable(username: Username) -> None:
-    """Refuse a user from now on, with live tokens too, which takes a few seconds to reach every worker."""
-    _with_users(lambda users, _: users.set_disabled(username, disabled=True))
+    """Refuse a user from now on, with live tokens and keys too, which takes a few seconds to reach every worker."""
+    _set_disabled(username, disabled=True)
     typer.echo(f"Disabled {username}.")
 
 
 @app.command()
 def enable(username: Username) -> None:
     """Let a disabled user in again."""
-    _with_users(lambda users, _: users.set_disabled(username, disabled=False))
+    _set_disabled(username, disabled=False)
     typer.echo(f"Enabled {username}.")
+
+
+def _set_disabled(username: str, *, disabled: bool) -> None:
+    async def work(directory: Directory) -> None:
+        user = await directory.user(username)
+        await directory.users.set_disabled(user.id, disabled=disabled, by=directory.by)
+
+    in_directory(work)
 
 
 @app.command()
 def passwd(username: Username, password: Password = None) -> None:
-    """Set a new password."""
+    """Set a new password. Sessions and tokens that began with the old one end."""
     secret = _ask_password(password)
-    _with_users(lambda users, passwords: users.set_password(username, secret, passwords=passwords))
+
+    async def work(directory: Directory) -> None:
+        user = await directory.user(username)
+        with closing(make_passwords(directory.settings)) as passwords:
+            await directory.users.set_password(user.id, secret, passwords=passwords, by=directory.by)
+
+    in_directory(work)
     typer.echo(f"Changed the password of {username}.")
+
+
+@app.command()
+def scopes(username: Username, scope: Scopes = None) -> None:
+    """Set the scopes of a user. Tokens that are out end; sessions and keys go on with what is left."""
+    wanted = scope or []
+
+    async def work(directory: Directory) -> User:
+        user = await directory.user(username)
+        return await directory.users.update(user.id, scopes=wanted, by=directory.by)
+
+    typer.echo(f"{username} has {format_scope(in_directory(work).scopes)} now.")
+
+
+@app.command()
+def team(
+    username: Username, name: Annotated[str | None, typer.Argument(help="Name of the team. Left out: none.")] = None
+) -> None:
+    """Put a user into a team, or take them out of it."""
+
+    async def work(directory: Directory) -> None:
+        user = await directory.user(username)
+        await directory.users.update(user.id, team_id=await directory.team_id(name), by=directory.by)
+
+    in_directory(work)
+    typer.echo(f"{username} is in {'no team' if name is None else name} now.")

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from auth.users import metadata as auth_metadata
+from auth.tables import metadata as auth_metadata
 from observability.ledger.table import metadata as ledger_metadata
 
 context.configure(

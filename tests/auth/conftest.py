@@ -7,20 +7,30 @@ from typing import Annotated, Any
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from auth.apikeys import ApiKeys
+from auth.clients import Clients
+from auth.database import Database
 from auth.dependencies import requires
 from auth.errors import BearerError, OAuthError, bearer_error_response, oauth_error_response
-from auth.keys import SigningKey
-from auth.login import Login
+from auth.keys import KeyRing, RingKey, SigningKey
+from auth.login import Login, RecordEvent
+from auth.metadata import router as metadata_router
 from auth.passwords import Passwords
 from auth.principal import Principal
-from auth.revocation import DisabledUsers
+from auth.revocation import Revocations
+from auth.rotation import Keys
 from auth.router import router
 from auth.scopes import Scope
 from auth.service import AuthService
+from auth.sessions import Sessions
+from auth.tables import metadata
+from auth.teams import Teams
+from auth.throttle import MemoryThrottle, ThrottlePolicy
 from auth.tokens import Tokens
-from auth.users import User, Users, metadata
+from auth.users import User, Users
 from tests.auth.kit import AUDIENCE, ISSUER, LEEWAY_SECONDS, PASSWORD, TTL_SECONDS, USERNAME, Clock
 from tests.support.postgres import binaries, running_postgres
 
@@ -50,10 +60,28 @@ def key() -> SigningKey:
     return SigningKey.generate()
 
 
+class FixedKeys:
+    """A store with keys that nobody changes."""
+
+    def __init__(self, *keys: RingKey) -> None:
+        self.keys = list(keys)
+
+    async def load(self) -> list[RingKey]:
+        return self.keys
+
+
 @pytest.fixture
-def tokens(key: SigningKey, clock: Clock) -> Tokens:
+def keys(key: SigningKey, clock: Clock) -> Keys:
+    store: Any = FixedKeys(RingKey(key, 0))
+    keys = Keys(store, ttl_seconds=TTL_SECONDS, leeway_seconds=LEEWAY_SECONDS, clock=clock)
+    keys.ring = KeyRing(store.keys, algorithm="ES256", ttl_seconds=TTL_SECONDS, leeway_seconds=LEEWAY_SECONDS)
+    return keys
+
+
+@pytest.fixture
+def tokens(keys: Keys, clock: Clock) -> Tokens:
     return Tokens(
-        key,
+        keys,
         issuer=ISSUER,
         audience=AUDIENCE,
         ttl_seconds=TTL_SECONDS,
@@ -83,6 +111,8 @@ async def connect() -> AsyncIterator[Callable[..., AsyncEngine]]:
 @pytest.fixture
 async def sqlite(tmp_path: Path, connect: Callable[..., AsyncEngine]) -> AsyncEngine:
     engine = connect(f"sqlite+aiosqlite:///{tmp_path / 'users.db'}")
+    # As the service's own engine has it.
+    event.listen(engine.sync_engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
     async with engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
     return engine
@@ -114,8 +144,13 @@ def engine(request: pytest.FixtureRequest) -> AsyncEngine:
 
 
 @pytest.fixture
-def users(sqlite: AsyncEngine) -> Users:
-    return Users(sqlite)
+def database(sqlite: AsyncEngine) -> Database:
+    return Database(sqlite)
+
+
+@pytest.fixture
+def users(database: Database) -> Users:
+    return Users(database)
 
 
 @pytest.fixture
@@ -124,23 +159,61 @@ async def ada(users: Users, passwords: Passwords) -> User:
 
 
 @pytest.fixture
-def auth(users: Users, passwords: Passwords, tokens: Tokens, events: Events) -> AuthService:
-    def record(event: str, result: str, reason: str) -> None:
-        events.append((event, result, reason))
+def record(events: Events) -> RecordEvent:
+    return lambda event, result, reason: events.append((event, result, reason))
 
+
+@pytest.fixture
+def throttle(clock: Clock) -> MemoryThrottle:
+    return MemoryThrottle(ThrottlePolicy(), clock)
+
+
+def make_auth(
+    database: Database,
+    passwords: Passwords,
+    keys: Keys,
+    tokens: Tokens,
+    record: RecordEvent,
+    clock: Clock,
+) -> AuthService:
+    """All of auth on a database."""
+    users = Users(database)
     return AuthService(
-        login=Login(users, passwords, tokens, record),
-        tokens=tokens,
+        database=database,
         users=users,
+        teams=Teams(database),
+        clients=Clients(database),
+        sessions=Sessions(
+            database, refresh_ttl_seconds=1000, session_ttl_seconds=5000, overlap_seconds=10, clock=clock
+        ),
+        api_keys=ApiKeys(database, clock),
         passwords=passwords,
-        disabled=DisabledUsers(users.disabled_ids),
+        login=Login(users, passwords, MemoryThrottle(ThrottlePolicy(), clock), record),
+        keys=keys,
+        tokens=tokens,
+        revocations=Revocations(database, clock),
+        outside=None,
         record_event=record,
+        clock=clock,
     )
+
+
+@pytest.fixture
+def auth(
+    database: Database,
+    passwords: Passwords,
+    keys: Keys,
+    tokens: Tokens,
+    record: RecordEvent,
+    clock: Clock,
+) -> AuthService:
+    return make_auth(database, passwords, keys, tokens, record, clock)
 
 
 def _app() -> FastAPI:
     app = FastAPI(telemetry={"tracing": False})
     app.include_router(router)
+    app.include_router(metadata_router)
 
     @app.get("/llm")
     async def llm(principal: Annotated[Principal, Depends(requires(Scope.LLM))]) -> str:

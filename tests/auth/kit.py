@@ -6,10 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jose.backends import ECKey
 from jose.utils import base64url_decode, base64url_encode
-
-from auth.keys import SigningKey
 
 USERNAME = "ada"
 PASSWORD = "correct horse battery staple"
@@ -38,10 +35,6 @@ def forge(header: Mapping[str, Any] | bytes, claims: Mapping[str, Any] | bytes, 
     parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, claims)]
     signing_input = b".".join(base64url_encode(part) for part in parts)
     return b".".join([signing_input, base64url_encode(sign(signing_input))]).decode()
-
-
-def by_key(key: SigningKey) -> Callable[[bytes], bytes]:
-    return ECKey(key.private, "ES256").sign
 
 
 def by_hmac(secret: bytes) -> Callable[[bytes], bytes]:

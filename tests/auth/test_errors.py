@@ -3,18 +3,23 @@ import re
 
 import pytest
 
+from auth import errors
 from auth.errors import (
     AuthError,
     BearerError,
     InsufficientScope,
+    InvalidClient,
     InvalidGrant,
     InvalidRequest,
     InvalidScope,
     InvalidToken,
     NoCredentials,
     OAuthError,
+    SlowDown,
     TemporarilyUnavailable,
+    UnauthorizedClient,
     UnsupportedGrantType,
+    UnsupportedTokenType,
     bearer_error_response,
     oauth_error_response,
 )
@@ -25,9 +30,13 @@ DESCRIPTION = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]+")
 
 OAUTH = [
     (InvalidRequest("no"), 400, "invalid_request"),
+    (InvalidClient(reason="wrong_secret"), 401, "invalid_client"),
     (InvalidGrant(reason="wrong_password"), 400, "invalid_grant"),
+    (UnauthorizedClient("no"), 400, "unauthorized_client"),
     (UnsupportedGrantType("no"), 400, "unsupported_grant_type"),
+    (UnsupportedTokenType("no"), 400, "unsupported_token_type"),
     (InvalidScope("no"), 400, "invalid_scope"),
+    (SlowDown(retry_after_seconds=1), 429, "slow_down"),
     (TemporarilyUnavailable("no", reason="busy"), 503, "temporarily_unavailable"),
 ]
 
@@ -39,8 +48,9 @@ def test_the_token_endpoint_answers_in_the_shape_of_rfc_6749(error, status, code
     assert json.loads(bytes(response.body)) == {"error": code, "error_description": error.description}
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["pragma"] == "no-cache"
-    assert ("retry-after" in response.headers) == (status == 503)
-    assert "www-authenticate" not in response.headers
+    assert response.headers.get("retry-after") == ("1" if status in {429, 503} else None)
+    assert response.headers.get("www-authenticate") == ('Basic realm="tollbook"' if status == 401 else None)
+    assert DESCRIPTION.fullmatch(error.description)
 
 
 def test_every_way_to_fail_a_grant_reads_the_same():
@@ -49,6 +59,18 @@ def test_every_way_to_fail_a_grant_reads_the_same():
         for reason in ("wrong_password", "unknown_user", "disabled")
     }
     assert len(answers) == 1
+
+
+def test_every_way_to_fail_as_a_client_reads_the_same():
+    answers = {
+        oauth_error_response(InvalidClient(reason=reason)).body
+        for reason in ("wrong_secret", "unknown_client", "no_secret", "disabled")
+    }
+    assert len(answers) == 1
+
+
+def test_who_is_to_wait_is_told_how_long():
+    assert oauth_error_response(SlowDown(retry_after_seconds=90)).headers["retry-after"] == "90"
 
 
 @pytest.mark.parametrize(
@@ -96,3 +118,5 @@ def test_the_tree_in_the_docstring_is_the_tree():
         "InvalidToken",
         "InsufficientScope",
     }
+    for error in (*OAuthError.__subclasses__(), *BearerError.__subclasses__()):
+        assert re.search(rf"── {error.__name__} +{error.status}\b", errors.__doc__), error

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from auth.errors import InvalidRequest
-from auth.form import CONTENT_TYPE, MAX_PARAMETERS, MAX_VALUE_BYTES, parse_form, read_form
+from auth.form import CONTENT_TYPE, MAX_BODY_BYTES, MAX_PARAMETERS, MAX_VALUE_BYTES, parse_form, read_form
+from auth.jwt import MAX_TOKEN_BYTES
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 
@@ -58,6 +59,13 @@ def test_the_limits_are_what_they_say():
     assert len(parse_form("&".join(many[1:]).encode())) == MAX_PARAMETERS
     with pytest.raises(InvalidRequest, match="too many"):
         parse_form("&".join(many).encode())
+
+
+def test_a_token_may_be_as_long_as_one_that_is_accepted_anywhere():
+    assert parse_form(b"token=" + b"x" * MAX_TOKEN_BYTES)["token"] == "x" * MAX_TOKEN_BYTES
+    with pytest.raises(InvalidRequest, match="a token, than 8192"):
+        parse_form(b"token=" + b"x" * (MAX_TOKEN_BYTES + 1))
+    assert MAX_BODY_BYTES > MAX_TOKEN_BYTES + 2 * MAX_VALUE_BYTES  # with the client that sends it
 
 
 async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours():

@@ -5,8 +5,8 @@ import argon2.low_level
 import pytest
 from structlog.testing import capture_logs
 
-from auth.passwords import MAX_PASSWORD_BYTES, InvalidPassword, Passwords, PasswordsBusy, validate_new_password
-from tests.auth.kit import PASSWORD
+from auth.passwords import MAX_PASSWORD_BYTES, InvalidPassword, Passwords, PasswordsBusy
+from tests.auth.kit import PASSWORD, USERNAME
 
 
 @pytest.fixture
@@ -21,6 +21,15 @@ def verifications(monkeypatch):
 
     monkeypatch.setattr(argon2.low_level, "verify_secret", counting)
     return made
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Argon2 verifications wait until the gate is opened."""
+    gate = threading.Event()
+    monkeypatch.setattr(argon2.low_level, "verify_secret", lambda *_: gate.wait(30))
+    yield gate
+    gate.set()
 
 
 async def test_a_hash_is_argon2id_with_the_parameters_asked_for_and_verifies(passwords):
@@ -58,18 +67,44 @@ async def test_a_password_nobody_can_have_is_wrong_and_cannot_be_set(passwords, 
     stored = await passwords.hash("correct")
     assert not await passwords.verify(password, stored)
     assert not await passwords.verify(password, None)
-    with pytest.raises(InvalidPassword):
-        await passwords.hash(password)
-    with pytest.raises(InvalidPassword):
-        validate_new_password(password)
+    for setting in (passwords.hash(password), passwords.hash_new(password, USERNAME)):
+        with pytest.raises(InvalidPassword):
+            await setting
 
 
-def test_a_new_password_has_at_least_twelve_characters():
-    with pytest.raises(InvalidPassword, match="12 characters") as caught:
-        validate_new_password("elevenchars")
-    assert "elevenchars" not in str(caught.value)
-    validate_new_password("twelve chars")
-    validate_new_password("é" * (MAX_PASSWORD_BYTES // 2))
+async def test_a_new_password_is_checked_and_hashed(passwords):
+    stored = await passwords.hash_new(PASSWORD, USERNAME)
+    assert await passwords.verify(PASSWORD, stored)
+
+
+async def test_nothing_is_hashed_on_the_event_loop(passwords, monkeypatch):
+    threads = []
+
+    def noting(real):
+        def note(*args, **kwargs):
+            threads.append(threading.current_thread().name)
+            return real(*args, **kwargs)
+
+        return note
+
+    for name in ("hash_secret", "verify_secret"):
+        monkeypatch.setattr(argon2.low_level, name, noting(getattr(argon2.low_level, name)))
+    await passwords.verify(PASSWORD, await passwords.hash(PASSWORD))
+    await passwords.verify(PASSWORD, await passwords.hash_new(PASSWORD, USERNAME))
+    await passwords.verify(PASSWORD, None)
+    assert len(threads) == 5
+    assert all(thread.startswith("passwords") for thread in threads)
+
+
+async def test_the_event_loop_goes_on_while_a_password_is_hashed(gate):
+    passwords = Passwords(time_cost=1, memory_cost_kib=8, parallelism=1, threads=1, max_waiting=1)
+    working = asyncio.create_task(passwords.verify(PASSWORD, None))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not working.done()
+    gate.set()
+    await working
+    passwords.close()
 
 
 @pytest.mark.parametrize(
@@ -85,21 +120,25 @@ async def test_a_hash_of_other_parameters_needs_an_update(passwords, other):
     assert not passwords.needs_update(await passwords.hash(PASSWORD))
 
 
+def test_the_dummy_has_the_parameters_of_the_hashes_that_are_made(monkeypatch):
+    made = []
+    make = argon2.low_level.hash_secret
+
+    def hashing(**kwargs):
+        made.append((kwargs["time_cost"], kwargs["memory_cost"], kwargs["parallelism"]))
+        return make(**kwargs)
+
+    monkeypatch.setattr(argon2.low_level, "hash_secret", hashing)
+    Passwords(time_cost=2, memory_cost_kib=64, parallelism=2, threads=1, max_waiting=1).close()
+    assert made == [(2, 64, 2)]
+
+
 @pytest.mark.parametrize("stored", ["", "!", "$argon2id$v=19$m=8,t=1,p=1$c2FsdA$???", "$2b$12$abc"])
 async def test_an_unreadable_hash_lets_nobody_in_and_is_logged_without_it(passwords, stored):
     with capture_logs() as logs:
         assert not await passwords.verify(PASSWORD, stored)
     assert [entry["event"] for entry in logs] == ["stored_hash_unreadable"]
     assert not stored or stored not in str(logs)
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    """Argon2 verifications wait until the gate is opened."""
-    gate = threading.Event()
-    monkeypatch.setattr(argon2.low_level, "verify_secret", lambda *_: gate.wait(30))
-    yield gate
-    gate.set()
 
 
 async def test_past_the_queue_it_is_busy_at_once_and_the_others_are_served(gate):
@@ -135,3 +174,28 @@ async def test_a_closed_pool_is_busy(passwords):
     passwords.close()
     with pytest.raises(PasswordsBusy):
         await passwords.verify(PASSWORD, None)
+
+
+async def test_in_a_storm_no_more_hash_at_once_than_there_are_threads(monkeypatch):
+    """So the memory of hashing is bounded: threads times the memory of one."""
+    at_work, most = 0, 0
+    lock = threading.Lock()
+
+    def verifying(*_):
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        threading.Event().wait(0.002)
+        with lock:
+            at_work -= 1
+        return True
+
+    passwords = Passwords(time_cost=1, memory_cost_kib=8, parallelism=1, threads=3, max_waiting=20)
+    stored = await passwords.hash(PASSWORD)
+    monkeypatch.setattr(argon2.low_level, "verify_secret", verifying)
+    ends = await asyncio.gather(*(passwords.verify(PASSWORD, stored) for _ in range(200)), return_exceptions=True)
+    assert most == 3
+    assert ends.count(True) == 23
+    assert sum(isinstance(end, PasswordsBusy) for end in ends) == 177
+    passwords.close()

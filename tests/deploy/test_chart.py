@@ -47,7 +47,14 @@ def test_two_replicas_on_sqlite_are_refused_and_told_why(kube: Kube) -> None:
 
 def test_two_replicas_without_a_shared_signing_key_are_refused_and_told_why(kube: Kube) -> None:
     reason = kube.refusal(*MINIMAL, *POSTGRESQL, "--set", "replicaCount=2")
-    assert "needs signingKey.existingSecret: with a signing key of its own, a pod refuses the tokens" in reason
+    assert "existingSecret: with a signing key of its own, a pod refuses the tokens" in reason
+
+
+def test_signing_keys_in_the_database_are_shared_by_all_replicas(kube: Kube) -> None:
+    values = ("--set", "replicaCount=2,signingKey.inDatabase=true")
+    documents = kube.template(*MINIMAL, *POSTGRESQL, *values)
+    reference = environment(documents)["TOLLBOOK_AUTH_KEY_ENCRYPTION_KEY"]["secretKeyRef"]
+    assert (reference["key"], reference["optional"]) == ("TOLLBOOK_AUTH_KEY_ENCRYPTION_KEY", False)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +64,8 @@ def test_two_replicas_without_a_shared_signing_key_are_refused_and_told_why(kube
         (["secret.adminPassword=x", "database.type=postgresql"], "database.type=postgresql needs its URL"),
         (["secret.adminPassword=x", "secret.databaseUrl=postgresql+asyncpg://h/d"], "but database.type is sqlite"),
         (["secret.existingSecret=s", "secret.openaiApiKey=x"], "would be ignored: remove them"),
+        (["secret.adminPassword=x", "signingKey.inDatabase=true"], "needs a key to encrypt with"),
+        (["secret.existingSecret=s", "signingKey.inDatabase=true,signingKey.existingSecret=k"], "exclude each other"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(kube: Kube, values: list[str], reason: str) -> None:

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from auth.keys import KEY_FILE, SigningKey, load_or_create
+from auth.keyfiles import KEY_FILE, load_or_create
+from auth.keys import SigningKey
 from service.llm.catalog import Catalog
 from service.settings import all_fields
 from tests.deploy.support import CHART, K8S, ROOT, Manifest, environment
@@ -60,13 +61,13 @@ def test_a_signing_key_is_read_from_a_secret_as_kubernetes_mounts_it() -> None:
         directory = Path(name)
         data = directory / "..data"
         data.mkdir()
-        (data / KEY_FILE).write_bytes(key.to_pem())
+        (data / KEY_FILE).write_bytes(key.to_bytes())
         (data / KEY_FILE).chmod(0o440)
         os.chown(data / KEY_FILE, 0, 10001)
         (directory / KEY_FILE).symlink_to(f"..data/{KEY_FILE}")
         directory.chmod(0o3777)
         with as_user(10001):
-            assert load_or_create(directory).kid == key.kid
+            assert [each.key.kid for each in load_or_create(directory)] == [key.kid]
 
 
 def smoke(url: str, password: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from auth.audit import SYSTEM
+from auth.database import Database
 from auth.passwords import Passwords
 from auth.scopes import Scope
 from auth.users import User, Users
@@ -60,7 +62,7 @@ def make(tmp_path: Path) -> Make:
 @asynccontextmanager
 async def using(settings: Settings) -> AsyncIterator[tuple[Users, Passwords]]:
     engine, passwords = make_engine(settings.effective_database_url), make_passwords(settings)
-    yield Users(engine), passwords
+    yield Users(Database(engine)), passwords
     passwords.close()
     await engine.dispose()
 
@@ -171,8 +173,8 @@ async def test_where_there_is_any_user_no_admin_is_made(make):
     await migrate(engine)
     await engine.dispose()
     async with using(settings) as (users, passwords):
-        await users.add("ada", "another good password", ["llm"], passwords=passwords)
-        await users.set_disabled("ada", disabled=True)  # a user all the same
+        ada = await users.add("ada", "another good password", ["llm"], passwords=passwords)
+        await users.set_disabled(ada.id, disabled=True, by=SYSTEM)  # a user all the same
     await ensure_ready(settings, generate_admin=True)
     assert [user.username for user in await everyone(settings)] == ["ada"]
 
@@ -196,7 +198,7 @@ async def test_the_password_is_in_no_log_and_not_in_the_database(make, given, tm
     with capture_logs() as logs:
         admin = await ensure_ready(settings, generate_admin=True)
     password = given or (admin.password if admin else "")
-    assert [entry["event"] for entry in logs] == ["first_admin_made"]
+    assert [entry["event"] for entry in logs] == ["audit", "first_admin_made"]
     assert password
     assert password not in str(logs)
     (user,) = await everyone(settings)
@@ -261,6 +263,7 @@ async def test_a_database_that_comes_up_late_is_prepared_then(away, hurried, tmp
     await engine.dispose()
     assert await lets_in(away, "admin", PASSWORD)
     assert [entry["event"] for entry in logs if entry["event"] != "database_not_ready"] == [
+        "audit",
         "first_admin_made",
         "database_prepared",
     ]
@@ -295,13 +298,13 @@ async def test_where_others_migrate_it_waits_for_them_and_does_not_say_that_it_w
     engine = make_engine(settings.effective_database_url)
     await migrate(engine)
     async with engine.begin() as connection:
+        current = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
         await connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
     with capture_logs() as logs:
         trying = asyncio.create_task(keep_trying(settings, engine))
         await until(lambda: len(logs) >= 3, "some tries")
         async with engine.begin() as connection:
-            await connection.execute(text("DELETE FROM alembic_version"))
-            await connection.execute(text("INSERT INTO alembic_version VALUES ('0001')"))
+            await connection.execute(text("UPDATE alembic_version SET version_num = :current"), {"current": current})
         async with asyncio.timeout(30):
             await trying
     await engine.dispose()

@@ -132,9 +132,9 @@ def test_a_user_is_added_listed_disabled_enabled_and_given_a_password(migrated, 
         connection.close()
         return found
 
-    result = migrated("users", "add", "ada", "--scope", "admin", "--scope", "llm", "--password", PASSWORD)
-    assert (result.exit_code, result.stdout) == (0, "Added ada with admin llm.\n")
-    assert "admin llm" in state()
+    result = migrated("users", "add", "ada", "--scope", "usage:read", "--scope", "llm", "--password", PASSWORD)
+    assert (result.exit_code, result.stdout) == (0, "Added ada with llm usage:read.\n")
+    assert "llm usage:read" in state()
     assert "active" in state()
     for command, expected in (("disable", "disabled"), ("disable", "disabled"), ("enable", "active")):
         assert migrated("users", command, "ada").exit_code == 0
@@ -145,9 +145,9 @@ def test_a_user_is_added_listed_disabled_enabled_and_given_a_password(migrated, 
     assert "$argon2id$" in stored()
 
 
-def test_without_a_scope_a_user_may_call_and_read_its_own_usage(migrated):
+def test_without_a_scope_a_user_may_call_and_manage_their_own_account(migrated):
     result = migrated("users", "add", "ada", env={"TOLLBOOK_NEW_PASSWORD": PASSWORD})
-    assert result.stdout == "Added ada with llm usage:read.\n"
+    assert result.stdout == "Added ada with account llm usage:read.\n"
 
 
 def test_a_password_is_asked_for_twice_and_not_shown(migrated):
@@ -179,11 +179,13 @@ def test_a_bad_name_or_password_is_refused_without_a_traceback_and_without_itsel
 def test_a_name_that_is_taken_is_refused(migrated):
     assert migrated("users", "add", "ada", "--password", PASSWORD).exit_code == 0
     result = migrated("users", "add", "ada", "--password", PASSWORD)
-    assert (result.exit_code, "there is a user of this name" in result.stderr) == (1, True)
+    assert (result.exit_code, "There is a user of this name" in result.stderr) == (1, True)
 
 
-def test_a_scope_that_is_none_is_a_usage_error(migrated):
-    assert migrated("users", "add", "ada", "--password", PASSWORD, "--scope", "root").exit_code == 2
+def test_a_scope_that_is_none_is_refused_with_those_there_are(migrated):
+    result = migrated("users", "add", "ada", "--password", PASSWORD, "--scope", "root")
+    assert result.exit_code == 1
+    assert "usage:read" in result.stderr
 
 
 def test_users_of_a_database_that_was_not_migrated_says_what_to_run(tollbook, tmp_path):

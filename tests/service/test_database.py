@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from auth.users import metadata as auth_metadata
+from auth.tables import metadata as auth_metadata
 from observability.ledger.table import metadata as ledger_metadata
 from service import database
 from service.database import is_current, make_engine, migrate

@@ -105,7 +105,9 @@ class Served:
 
     def bearer(self, username: str, *scopes: AccessScope) -> dict[str, str]:
         """The header of somebody with these scopes."""
-        token = self.state["auth"].tokens.issue("6f1c2a52-3a0b-4b7e-9f0a-0d7a4b1c9e55", username, scopes)
+        token = self.state["auth"].tokens.issue(
+            subject="6f1c2a52-3a0b-4b7e-9f0a-0d7a4b1c9e55", username=username, scopes=scopes, client_id="tollbook"
+        )
         return {"Authorization": f"Bearer {token.access_token}"}
 
 

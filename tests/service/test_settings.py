@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service.authorization import check_settings
 from service.settings import (
     AuthSettings,
     HttpSettings,
@@ -33,6 +34,11 @@ def problems() -> list[str]:
 
 
 BAD = {
+    "TOLLBOOK_AUTH_KEY_ENCRYPTION_KEY": ["short", "A" * 43, "A" * 45, "!" * 44],
+    "TOLLBOOK_AUTH_SIGNING_ALGORITHM": ["none", "HS512"],
+    "TOLLBOOK_AUTH_REFRESH_OVERLAP_SECONDS": ["-1", "61"],
+    "TOLLBOOK_AUTH_PASSWORD_MIN_LENGTH": ["7"],
+    "TOLLBOOK_OIDC_SCOPE_MAP": ["admin", '["admin"]'],
     "TOLLBOOK_PORT": ["0", "65536", "http", "-1", "8000.5"],
     "TOLLBOOK_WORKERS": ["0", "257", "two"],
     "TOLLBOOK_GRACEFUL_TIMEOUT_SECONDS": ["0", "90000", "1m"],
@@ -109,6 +115,49 @@ def test_settings_that_contradict_each_other_are_told_by_both_names(monkeypatch)
     (line,) = problems()
     assert "TOLLBOOK_BODY_TIMEOUT_SECONDS" in line
     assert "TOLLBOOK_REQUEST_TIMEOUT_SECONDS" in line
+
+
+OIDC = {
+    "TOLLBOOK_OIDC_ISSUER": "https://login.example.com",
+    "TOLLBOOK_OIDC_AUDIENCE": "tollbook",
+    "TOLLBOOK_OIDC_JWKS_URL": "https://login.example.com/keys",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"TOLLBOOK_OIDC_AUDIENCE": ""}, "TOLLBOOK_OIDC_AUDIENCE"),
+        ({"TOLLBOOK_OIDC_JWKS_URL": ""}, "TOLLBOOK_OIDC_JWKS_FILE"),
+        ({"TOLLBOOK_OIDC_JWKS_FILE": "keys.json"}, "TOLLBOOK_OIDC_JWKS_URL"),
+        ({"TOLLBOOK_AUTH_ISSUER": OIDC["TOLLBOOK_OIDC_ISSUER"]}, "TOLLBOOK_AUTH_ISSUER"),
+    ],
+)
+def test_half_an_outside_provider_or_one_that_is_us_is_refused(monkeypatch, changes, named):
+    for name, value in (OIDC | changes).items():
+        monkeypatch.setenv(name, value)
+    assert any(named in problem for problem in problems())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"TOLLBOOK_OIDC_JWKS_URL": "http://login.example.com/keys"},
+        {"TOLLBOOK_OIDC_ALGORITHMS": "HS256"},
+        {"TOLLBOOK_OIDC_SCOPE_MAP": '{"operator": "root"}'},
+    ],
+)
+def test_an_outside_provider_that_no_worker_could_use_is_refused_before_there_is_one(monkeypatch, changes):
+    for name, value in (OIDC | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="TOLLBOOK_OIDC"):
+        check_settings(load_settings())
+
+
+def test_a_complete_outside_provider_is_accepted(monkeypatch):
+    for name, value in OIDC.items():
+        monkeypatch.setenv(name, value)
+    check_settings(load_settings())
 
 
 def test_without_any_setting_the_defaults_stand_and_are_closed():

@@ -25,6 +25,9 @@
 {{- if eq .Values.database.type "postgresql" }}
 {{ include "tollbook.secretEnv" (list . "TOLLBOOK_DATABASE_URL" false) }}
 {{- end }}
+{{- if .Values.signingKey.inDatabase }}
+{{ include "tollbook.secretEnv" (list . "TOLLBOOK_AUTH_KEY_ENCRYPTION_KEY" false) }}
+{{- end }}
 {{ include "tollbook.secretEnv" (list . "OPENAI_API_KEY" true) }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}

@@ -24,6 +24,5 @@
   secret:
     secretName: {{ . }}
     defaultMode: 0440
-    items: [{key: signing-key.pem, path: signing-key.pem}]
 {{- end }}
 {{- end }}
