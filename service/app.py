@@ -25,7 +25,13 @@ from observability.tracing import Tracing
 from service import health
 from service.api import admin, chat, generate, metrics_route, models, usage
 from service.errors import UnexpectedErrorMiddleware, add_error_handlers
-from service.http import OPERATIONAL_PATHS, AllowedHostsMiddleware, BodyLimitsMiddleware, SecurityHeadersMiddleware
+from service.http import (
+    OPERATIONAL_PATHS,
+    AllowedHostsMiddleware,
+    BodyLimitsMiddleware,
+    SecurityHeadersMiddleware,
+    TurnstileMiddleware,
+)
 from service.openapi import add_body_schemas
 from service.settings import Settings
 from service.state import State
@@ -99,6 +105,7 @@ def _middleware(settings: Settings, registry: CollectorRegistry) -> list[Middlew
     http = settings.http
     found = [
         Middleware(RequestMiddleware),
+        Middleware(TurnstileMiddleware, path="/token"),
         Middleware(SecurityHeadersMiddleware, hsts_seconds=http.hsts_seconds),
     ]
     if settings.observability.metrics_enabled:

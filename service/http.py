@@ -66,6 +66,24 @@ class AllowedHostsMiddleware(TrustedHostMiddleware):
             await super().__call__(scope, receive, send)
 
 
+class TurnstileMiddleware:
+    """Lets requests for a path in one by one, with a turn of the event loop for everybody else between two.
+
+    Hundreds of logins that come at once would else be begun in one turn, and hold up every stream meanwhile.
+    """
+
+    def __init__(self, app: ASGIApp, *, path: str) -> None:
+        self.app = app
+        self._path = path
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == self._path:
+            async with self._lock:
+                await asyncio.sleep(0)
+        await self.app(scope, receive, send)
+
+
 class BodyLimitsMiddleware:
     """Counts the bytes of a body as they come, whether or not it said how many there would be, and the time it takes.
 

@@ -199,3 +199,9 @@ async def test_in_a_storm_no_more_hash_at_once_than_there_are_threads(monkeypatc
     assert ends.count(True) == 23
     assert sum(isinstance(end, PasswordsBusy) for end in ends) == 177
     passwords.close()
+
+
+async def test_a_password_that_is_far_too_long_is_refused_before_it_is_normalised(passwords, monkeypatch):
+    """To normalise it takes time that grows with the square of its length, on the event loop."""
+    monkeypatch.setattr("auth.passwords.unicodedata", None)
+    assert not await passwords.verify("\u0301\u0316" * MAX_PASSWORD_BYTES, None)
