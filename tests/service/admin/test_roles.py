@@ -12,6 +12,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from auth.audit import SYSTEM
+from auth.users import User
 from tests.service.admin.kit import NOBODY, PLAIN, Headers, World
 from tests.service.test_http import serving
 
@@ -321,8 +322,9 @@ ACCOUNT = [
 
 @dataclass(frozen=True)
 class _Owner:
-    user: Any
+    user: User
     headers: Headers
+    places: dict[str, str]
 
 
 OWNERS: dict[str, int] = {
@@ -340,6 +342,7 @@ OWNERS: dict[str, int] = {
 async def _as(world: World, owner: str, name: str) -> _Owner:
     user = await world.user(name, "admin", *PLAIN)
     headers = world.token(user)
+    places = {"key_id": (await world.key(user, "llm"))[0].id, "session_id": (await world.session(user))[0]}
     if owner == "anonymous":
         headers = {}
     elif owner == "disabled":
@@ -352,7 +355,7 @@ async def _as(world: World, owner: str, name: str) -> _Owner:
         _, headers = await world.key(user, *(PLAIN if owner == "key" else ("admin", *PLAIN)))
     elif owner == "client":
         headers = await world.machine(*PLAIN)
-    return _Owner(user, headers)
+    return _Owner(user, headers, places)
 
 
 async def test_what_an_owner_is_answered_at_every_route_of_the_account(world):
@@ -360,11 +363,9 @@ async def test_what_an_owner_is_answered_at_every_route_of_the_account(world):
     for owner, refused in OWNERS.items():
         for number, row in enumerate(ACCOUNT):
             found = await _as(world, owner, f"{owner} {number}")
-            key, _ = await world.key(found.user, "llm")
-            session_id, _ = await world.session(found.user)
             method, _, path = row.route.partition(" ")
             before = (await world.records(1))[0]["id"]
-            answer = await world.ask(method, path.format(key_id=key.id, session_id=session_id), found.headers, row.body)
+            answer = await world.ask(method, path.format(**found.places), found.headers, row.body)
             assert answer.status_code == (refused or row.answers[0]), (owner, row.route, answer.text)
             assert answer.headers["cache-control"] == "no-store"
             newest = (await world.records(1))[0]
