@@ -25,6 +25,7 @@ _KEPT: Final = timedelta(days=2)  # longer than any access token lives
 _OVERLAP: Final = timedelta(seconds=60)
 _PRUNED_AT_ONCE: Final = 1000
 _FORGET_SECONDS: Final = 3600.0
+_ABOUT_KEYS: Final = frozenset({"key", "user"})  # what an API key is read anew for
 
 
 async def write_revocation(connection: AsyncConnection, kind: Kind, value: str, until: datetime | None = None) -> None:
@@ -84,7 +85,7 @@ class Revocations:
         self._disabled_users: frozenset[str] = frozenset()
         self._disabled_clients: frozenset[str] = frozenset()
         self._known: dict[tuple[str, str], _Known] = {}
-        self._forgotten = 0  # how many things were learned when the last of what is forgotten was
+        self._forgotten = 0  # how many things were learned with the last that is forgotten and was about API keys
         self._forget_at = 0.0
 
     async def refresh(self) -> None:
@@ -170,4 +171,6 @@ class Revocations:
             return
         self._forget_at = now + _FORGET_SECONDS
         for about in [about for about, known in self._known.items() if known.until <= now]:
-            self._forgotten = max(self._forgotten, self._known.pop(about).turn)
+            turn = self._known.pop(about).turn
+            if about[0] in _ABOUT_KEYS:
+                self._forgotten = max(self._forgotten, turn)

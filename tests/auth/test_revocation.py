@@ -316,6 +316,15 @@ async def test_an_api_key_that_was_not_used_until_its_revocation_was_forgotten_i
     assert not here.changed(key, since=here.learned)
 
 
+async def test_no_api_key_is_read_anew_because_a_token_s_revocation_was_forgotten(here, clock, key):
+    since = here.learned
+    here.apply_now("token", "jti-1")
+    clock.now += 2 * DAY + 60
+    await here.refresh()
+    assert here._known == {}
+    assert not here.changed(key, since=since)
+
+
 def test_what_is_revoked_is_known_for_longer_than_a_token_lives():
     longest = sum(
         next(limit.le for limit in AuthSettings.model_fields[name].metadata if hasattr(limit, "le"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from auth.keys import KeyRing, RingKey, SigningKey
 from auth.lookups import JUNK_PER_SECOND
 from auth.principal import OUTSIDE, Principal
 from auth.revocation import Revocations
+from auth.tables import revocations
 from tests.auth.kit import LEEWAY_SECONDS, TTL_SECONDS, USERNAME, Clock
 
 CLIENT = {"client_id": "tollbook"}
@@ -191,6 +193,21 @@ class TestTokens:
         async with auth.database.transaction() as connection:
             (record,) = await read_records(connection, target=principal.credential_id)
         assert (record["action"], record["target_name"]) == ("token.revoke", USERNAME)
+
+    async def test_a_revoked_token_is_of_no_interest_once_it_has_expired(self, auth, token, clock):
+        principal = await auth.authenticate(token)
+        await auth.revoke_token(principal, by=SYSTEM)
+        async with auth.database.transaction() as connection:
+            (row,) = (await connection.execute(revocations.select())).all()
+        past = row.expires_at.timestamp() - principal.expires_at
+        assert LEEWAY_SECONDS < past < TTL_SECONDS
+
+    async def test_a_worker_that_has_no_keys_yet_cannot_say_that_a_token_is_bad(self, auth, token, keys, events):
+        there, keys.ring = keys.ring, KeyRing(algorithm="ES256", ttl_seconds=TTL_SECONDS, leeway_seconds=0)
+        assert await unavailable(auth, token) == "no_keys"
+        assert events == [("authenticate", "error", "no_keys")]
+        keys.ring = there
+        assert await auth.authenticate(token)
 
     async def test_a_token_that_cannot_be_written_as_revoked_lives_on(self, auth, token, outage):
         principal = await auth.authenticate(token)
@@ -520,6 +537,25 @@ class TestApiKeys:
         times = [(await elsewhere.get(each.id)).last_used_at.timestamp() - began for each in (first, second)]
         assert times == pytest.approx([10, 0], abs=0.001)
 
+    async def test_a_use_while_last_uses_are_being_written_is_the_later_one(
+        self, auth, new_key, elsewhere, clock, monkeypatch
+    ):
+        made, key = await new_key()
+        await auth.authenticate(key)
+        began = clock.now
+
+        async def meanwhile(_):
+            clock.now += 10
+            await auth.authenticate(key)
+            raise DatabaseUnavailable("OSError")
+
+        with monkeypatch.context() as hanging:
+            hanging.setattr(auth.api_keys, "touch", meanwhile)
+            with pytest.raises(DatabaseUnavailable):
+                await auth.flush_last_used()
+        await auth.flush_last_used()
+        assert (await elsewhere.get(made.id)).last_used_at.timestamp() - began == pytest.approx(10, abs=0.001)
+
     async def test_with_nothing_used_nothing_is_written(self, auth, outage):
         outage.on = True
         await auth.flush_last_used()
@@ -604,7 +640,8 @@ class TestLookups:
         keys = [(await new_key())[1] for _ in range(lookups.AT_ONCE + 1)]
         waiting = [asyncio.create_task(auth.authenticate(key)) for key in keys[:-1]]
         await self.until(lambda: gate.reading == lookups.AT_ONCE)
-        assert await unavailable(auth, keys[-1]) == "busy"
+        async with asyncio.timeout(10):
+            assert await unavailable(auth, keys[-1]) == "busy"
         assert events == [("authenticate", "error", "busy")]
         gate.set()
         await asyncio.gather(*waiting)
@@ -689,3 +726,28 @@ class TestLookups:
         assert lookups_made == []
         await refused(auth, junk(1))
         assert lookups_made == [junk(1)]
+
+
+class TestPlaces:
+    """For what strangers have looked up elsewhere: refresh tokens and clients."""
+
+    @pytest.fixture
+    def engine(self, sqlite):
+        """Which database it is makes no difference here."""
+        return sqlite
+
+    async def test_places_are_few_and_not_waited_for_for_ever(self, auth, monkeypatch):
+        monkeypatch.setattr("auth.service._PATIENCE_SECONDS", 0.01)
+        async with AsyncExitStack() as stack, asyncio.timeout(10):
+            for _ in range(4):
+                await stack.enter_async_context(auth.place())
+            with pytest.raises(TemporarilyUnavailable) as caught:
+                await stack.enter_async_context(auth.place())
+        assert caught.value.reason == "busy"
+
+    async def test_a_place_is_given_back_whatever_happened_there(self, auth):
+        async with asyncio.timeout(10):
+            for _ in range(10):
+                with pytest.raises(DatabaseUnavailable):
+                    async with auth.place():
+                        raise DatabaseUnavailable("OSError")
