@@ -207,10 +207,10 @@ class Sessions:
         It is still there when its last refresh token has expired: there may be an access token to end.
         """
         try:
-            canonical = str(uuid.UUID(session_id))
+            uuid.UUID(session_id)
         except ValueError:
             return None
-        found = await self._living(sessions.c.id == session_id, limit=1) if canonical == session_id else ()
+        found = await self._living(sessions.c.id == session_id, limit=1)
         return found[0] if found else None
 
     async def list(
@@ -224,7 +224,7 @@ class Sessions:
         ]
         if before is not None:
             conditions.append(sessions.c.id < before)
-        return await self._living(_has_token(self._now(), unspent=True), *conditions, limit=limit)
+        return await self._living(_has_token(self._now()), *conditions, limit=limit)
 
     async def prune(self) -> None:
         """Remove sessions that ended, or could last be refreshed, more than a day ago, with their tokens."""
@@ -358,10 +358,9 @@ def _with_user(*more: Any) -> sa.Select[Any]:
     return sa.select(*_COLUMNS, *more).select_from(refresh_tokens.join(sessions).join(users))
 
 
-def _has_token(at: datetime, *, unspent: bool = False) -> sa.Exists:
-    """Whether a session has a refresh token that has not expired at this instant."""
-    mine = sa.exists().where(refresh_tokens.c.session_id == sessions.c.id, refresh_tokens.c.expires_at > at)
-    return mine.where(refresh_tokens.c.spent_at.is_(None)) if unspent else mine
+def _has_token(at: datetime) -> sa.Exists:
+    """Whether a session has a refresh token that has not expired at this instant. The one not spent is the last to."""
+    return sa.exists().where(refresh_tokens.c.session_id == sessions.c.id, refresh_tokens.c.expires_at > at)
 
 
 def _session(row: sa.Row[Any]) -> Session:

@@ -26,7 +26,7 @@ from auth.users import Users
 from service.bootstrap import make_passwords
 from service.settings import AuthSettings, OidcSettings, Settings, SettingsError
 
-_KEYS_SECONDS: Final = 5.0  # between two looks at the signing keys
+_KEYS_SECONDS: Final = 2.0  # between two looks at the signing keys
 _LAST_USED_SECONDS: Final = 30.0
 _PRUNE_SECONDS: Final = 600.0
 

@@ -15,8 +15,9 @@ from auth.database import Database, DatabaseUnavailable
 from auth.errors import InvalidGrant
 from auth.secret_tokens import hash_secret
 from auth.sessions import Session, Sessions, UnknownSession
-from auth.tables import audit_log, refresh_tokens, revocations
+from auth.tables import audit_log, metadata, refresh_tokens, revocations
 from auth.tables import sessions as table
+from auth.tables import users as users_table
 from auth.teams import Teams
 from tests.auth.kit import PASSWORD
 
@@ -471,6 +472,22 @@ async def test_what_is_over_for_more_than_a_day_is_removed_with_its_tokens(
         await sessions.prune()
         assert {each for (each,) in await rows(database, table.c.id)} == expected, seconds
         assert {each for (each,) in await rows(database, refresh_tokens.c.session_id)} == expected, seconds
+
+
+async def test_tokens_are_removed_where_the_database_does_not_do_it_by_itself(connect, tmp_path, clock):
+    """SQLite keeps to foreign keys only where it was told to."""
+    engine = connect(f"sqlite+aiosqlite:///{tmp_path / 'loose.db'}")
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        now = datetime.now(UTC)
+        user = {"id": "x", "username": "x", "password_hash": "", "scopes": "llm", "created_at": now, "updated_at": now}
+        await connection.execute(users_table.insert().values(user))
+    sessions = make_sessions(Database(engine), clock)
+    await sessions.open("x", CLIENT, ["llm"], "")
+    clock.now += SESSION_TTL + DAY + 1
+    await sessions.prune()
+    assert await rows(Database(engine), table.c.id) == []
+    assert await rows(Database(engine), refresh_tokens.c.token_hash) == []
 
 
 async def test_a_session_in_use_is_never_removed(database, login, ada, clock):

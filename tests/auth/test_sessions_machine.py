@@ -39,7 +39,7 @@ from auth.users import Users
 from service.database import _set_pragmas
 from tests.auth.kit import Clock
 
-REFRESH_TTL, SESSION_TTL, OVERLAP = 100, 400, 10
+REFRESH_TTL, SESSION_TTL, OVERLAP = 100, 150, 10
 CLIENTS = ("client-1", "client-2")
 SCOPES = ("llm", "usage:read", "account")
 PICK = st.integers(0, 3)  # which of several
